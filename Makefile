@@ -1,0 +1,66 @@
+# Every target sets up what it needs in .venv, and re-uses it until pyproject.toml or constraints.txt changes.
+# Needs make and Python >= 3.11, nothing else. `make` alone lists the targets.
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+DEMO_COMMAND ?= $(VENV)/bin/argprune demo
+# Which Python makes .venv (default: the first that qualifies), and further arguments for pytest.
+PYTHON ?=
+ARGS ?=
+export PYTHON
+
+# Nothing here downloads models or data; the tests that read real tasks take them from this folder where it exists.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+ifndef ARGPRUNE_DATA
+ifneq ($(wildcard ../shared/data/.),)
+export ARGPRUNE_DATA := $(abspath ../shared/data)
+endif
+endif
+
+# Drop the stamps of a .venv that no longer works (make < 4.4 exports nothing to $(shell)); `make clean` needs no Python.
+ifneq ($(filter-out help clean,$(MAKECMDGOALS)),)
+$(shell PYTHON='$(PYTHON)' sh scripts/setup.sh check)
+endif
+# What .venv has for development serves the demo too.
+DEMO_STAMP := $(VENV)/$(if $(wildcard $(VENV)/.dev-stamp),.dev-stamp,.demo-stamp)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint bench docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(DEMO_STAMP) ## prune the embedded model by several methods and compare them (minutes, no download)
+	$(DEMO_COMMAND)
+
+test: $(VENV)/.dev-stamp ## the test suite; ARGS="-k name" picks
+	$(RUN) pytest $(ARGS)
+
+lint: $(VENV)/.dev-stamp ## ruff check, ruff format --check, mypy
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+bench: $(VENV)/.dev-stamp ## every script of benchmarks/, one after the other
+	@for script in benchmarks/*.py; do \
+		[ -e "$$script" ] || { echo "bench: benchmarks/ holds no script"; break; }; \
+		echo "== $$script"; $(VENV)/bin/python "$$script" || exit 1; \
+	done
+
+docs: $(VENV)/.dev-stamp ## doctests, and the relative links of README.md and docs/
+	$(RUN) pytest --doctest-modules --pyargs argprune || [ $$? -eq 5 ] # 5: no doctest at all
+	$(VENV)/bin/python scripts/check_docs.py
+
+clean: ## remove .venv, caches and build outputs; runs/ is kept
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.demo-stamp: pyproject.toml constraints.txt scripts/setup.sh
+	@sh scripts/setup.sh demo
+	@touch $@
+
+$(VENV)/.dev-stamp: pyproject.toml constraints.txt scripts/setup.sh
+	@sh scripts/setup.sh dev
+	@touch $@
