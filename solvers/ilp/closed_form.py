@@ -1,0 +1,69 @@
+"""Closed form of the 0-1 program max sum_i s_i m_i subject to sum_i m_i = k: keep the k largest scores.
+
+Over several tensors without concatenating them: a sample brackets the k-th largest score, one pass counts, and only
+the entries inside the bracket are sorted. Exactly k are kept; ties go to the smaller flat index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_SAMPLE = 1 << 16
+
+
+def keep_largest(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
+    """Masks (True = kept) of the `keep` largest entries over all tensors together.
+
+    scores: floating tensors of any shapes on one device, larger = keep; infinities are ordered as numbers.
+    keep: 0 <= keep <= total number of entries. Ties are broken by position: earlier tensor, then smaller flat index.
+    Returns boolean tensors of the same shapes. Raises ValueError on NaN or a count out of range.
+    """
+    total = sum(score.numel() for score in scores)
+    if not 0 <= keep <= total:
+        raise ValueError(f"keep {keep} of {total} entries; need 0 <= keep <= {total}.")
+    if any(bool(torch.isnan(score).any()) for score in scores):
+        raise ValueError("scores contain NaN; every entry needs a score that can be ordered.")
+    if keep in (0, total):
+        return [torch.full_like(score, keep > 0, dtype=torch.bool) for score in scores]
+    threshold = kth_largest(scores, keep)
+    # Contiguous: a comparison keeps the strides of a transposed score, and `view` below needs flat memory.
+    above = [(score > threshold).contiguous() for score in scores]
+    missing = keep - sum(int(mask.sum()) for mask in above)
+    for mask, score in zip(above, scores, strict=True):
+        if missing == 0:
+            break
+        ties = (score == threshold).flatten().nonzero().flatten()[:missing]
+        mask.view(-1)[ties] = True
+        missing -= len(ties)
+    return above
+
+
+def kth_largest(scores: Sequence[Tensor], k: int) -> Tensor:
+    """The k-th largest entry (1-based) over all tensors together, as a 0-dim tensor; no NaN allowed.
+
+    scores: floating tensors of any shapes on one device and of one dtype; 1 <= k <= total number of entries.
+    """
+    total = sum(score.numel() for score in scores)
+    low, high = _bracket(scores, k, total)
+    count_above = sum(int((score > high).sum()) for score in scores)
+    inside = torch.cat([score[(score >= low) & (score <= high)] for score in scores])
+    if not count_above < k <= count_above + len(inside):
+        # The sample missed: rare, and the answer must be exact all the same.
+        inside, count_above = torch.cat([score.flatten() for score in scores]), 0
+    return inside.kthvalue(len(inside) - (k - count_above) + 1).values
+
+
+def _bracket(scores: Sequence[Tensor], k: int, total: int) -> tuple[Tensor, Tensor]:
+    """An interval that holds the k-th largest entry with overwhelming probability, from an evenly spaced sample."""
+    stride = max(1, total // _SAMPLE)
+    sample = torch.cat([score.flatten()[::stride] for score in scores]).sort(descending=True).values
+    position = k / total * len(sample)
+    # Six standard deviations of a binomial count, plus what the stride's rounding per tensor can shift.
+    slack = 6 * (position * (1 - k / total)) ** 0.5 + len(scores) + 1
+    first, last = int(position - slack), int(position + slack)
+    low = sample[last] if last < len(sample) else sample.new_tensor(-torch.inf)
+    high = sample[first] if first >= 0 else sample.new_tensor(torch.inf)
+    return low, high

@@ -1,0 +1,128 @@
+"""What a pruning method is, to the harness that drives it: hooks around an optimizer's step on a list of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from argprune.solvers.groups import Weight
+from argprune.solvers.ilp.closed_form import keep_largest
+
+State = dict[str, Tensor | float | int | str]
+
+
+class Method:
+    """A pruning algorithm. Subclasses are dataclasses whose fields are the user's options, `sparsity` first.
+
+    The harness calls `attach` once, `wrap_optimizer` once, then for every optimizer step `before_step` (gradients are
+    there and clipped) and `after_step` (weights have moved), and `finish` at the end. A killed run calls `attach`,
+    `wrap_optimizer` and `load_state_dict` and goes on to the same bits.
+    """
+
+    sparsity: float
+
+    def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
+        """Take the weights to prune and the number of optimizer steps of the run."""
+        raise NotImplementedError
+
+    def wrap_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """The optimizer that the run shall use, in place of the plain one."""
+        return optimizer
+
+    def loss_terms(self, student: Any, teacher: Any) -> dict[str, Tensor]:
+        """Terms to add to the task's loss, by name; student and teacher are model outputs (teacher may be None)."""
+        return {}
+
+    def before_step(self, step: int) -> None:
+        """Called when the gradients of optimizer step `step` (0-based) are there."""
+
+    def after_step(self, step: int, learning_rate: float) -> None:
+        """Called when optimizer step `step` has moved the weights."""
+
+    def finish(self) -> dict[str, Tensor]:
+        """Make the weights' zeros final; masks by weight name, True = kept."""
+        raise NotImplementedError
+
+    def state_dict(self) -> State:
+        """All that a resumed run needs beyond weights and optimizer: tensors, numbers and strings by name."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` saved, after `attach` and `wrap_optimizer`."""
+
+    def logs(self) -> dict[str, float]:
+        """What a logging line shall say of the method now."""
+        return {}
+
+    def report(self) -> dict[str, Any]:
+        """What `metrics.json` shall say of the method, after `finish`."""
+        return {}
+
+
+class Support:
+    """Masks of some weights, applied to gradients and weights so that no optimizer can revive a pruned entry."""
+
+    def __init__(self, weights: Sequence[Weight]) -> None:
+        self._weights = weights
+        self._dropped: list[Tensor] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._dropped)
+
+    def fix(self, masks: Sequence[Tensor]) -> None:
+        """Keep the entries where a mask (shaped like the parameter) is True, and zero the others from now on."""
+        self._dropped = [~mask for mask in masks]
+        self.zero_weights()
+
+    def release(self) -> None:
+        """Let every entry move again."""
+        self._dropped = []
+
+    @torch.no_grad()
+    def zero_gradients(self) -> None:
+        """Clear the gradients of pruned entries."""
+        for weight, dropped in zip(self._weights, self._dropped, strict=False):
+            if weight.parameter.grad is not None:
+                weight.parameter.grad.masked_fill_(dropped, 0)
+
+    @torch.no_grad()
+    def zero_weights(self) -> None:
+        """Set pruned entries to zero: momentum and weight decay may have moved them."""
+        for weight, dropped in zip(self._weights, self._dropped, strict=False):
+            weight.parameter.masked_fill_(dropped, 0)
+
+    def masks(self) -> dict[str, Tensor]:
+        """The masks by weight name, True = kept."""
+        return {weight.name: ~dropped for weight, dropped in zip(self._weights, self._dropped, strict=False)}
+
+    def state_dict(self) -> State:
+        """The masks, named mask.<weight>; empty while nothing is fixed."""
+        return {f"mask.{name}": mask for name, mask in self.masks().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the masks; the weights are expected to be zero there already."""
+        if any(name.startswith("mask.") for name in state):
+            self._dropped = [~state[f"mask.{weight.name}"] for weight in self._weights]
+
+
+def keep_count(numel: int, sparsity: float) -> int:
+    """The number of entries to keep of `numel` at a sparsity: numel - round(sparsity * numel)."""
+    return numel - round(sparsity * numel)
+
+
+def magnitude_masks(weights: Sequence[Weight], sparsity: float, scope: str) -> list[Tensor]:
+    """Masks of the largest magnitudes: exactly `keep_count` a matrix ("matrix") or over all together ("global")."""
+    scores = [weight.parameter.detach().abs() for weight in weights]
+    if scope == "global":
+        return keep_largest(scores, keep_count(sum(score.numel() for score in scores), sparsity))
+    return [keep_largest([score], keep_count(score.numel(), sparsity))[0] for score in scores]
+
+
+def zero_fraction(weights: Sequence[Weight]) -> float:
+    """The fraction of real zeros over all entries of the weights."""
+    total = sum(weight.parameter.numel() for weight in weights)
+    return 1 - sum(int(weight.parameter.detach().count_nonzero()) for weight in weights) / total

@@ -1,0 +1,91 @@
+"""Gradual magnitude pruning: projection on the k largest entries, k falling on a cubic schedule.
+
+    for each step t:
+        W <- optimizer step on f
+        at an event:  support <- the k(t) entries of largest |W|        (exactly k(t), per matrix or global)
+        W <- W on the support, 0 elsewhere
+
+Reference: Zhu and Gupta (2017); the "NIP" baseline of Guo et al. (2019) as docs/theory/rpp.md reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from argprune.solvers.groups import Weight
+from argprune.solvers.methods.base import Method, State, Support, magnitude_masks, zero_fraction
+from argprune.solvers.registry import register
+from argprune.solvers.schedules import CubicSparsity, Phases, check_sparsity
+
+
+@register(
+    "methods",
+    "magnitude",
+    examples=[{"sparsity": 0.6}, {"sparsity": 0.6, "scope": "global", "nested": False}],
+)
+@dataclass
+class Magnitude(Method):
+    """Gradual magnitude pruning on a cubic schedule.
+
+    sparsity: fraction of zeros over the prunable weights at the end, in [0, 1); exact.
+    warmup, cooldown: fractions of the run before the first and after the last event; the support is fixed at the end.
+    every: steps between events. scope: "matrix" or "global".
+    nested: True keeps a pruned weight pruned; False lets all weights move between events (projected gradient).
+    """
+
+    sparsity: float
+    warmup: float = 0.06
+    cooldown: float = 0.4
+    every: int = 8
+    scope: Literal["matrix", "global"] = "matrix"
+    nested: bool = True
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        self._phases = Phases(self.warmup, self.cooldown)
+        if self.every < 1:
+            raise ValueError(f"magnitude: every {self.every}; events are at least 1 step apart.")
+        if self.scope not in ("matrix", "global"):
+            raise ValueError(f"magnitude: scope {self.scope!r}; choose 'matrix' or 'global'.")
+
+    def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
+        """Take the weights and lay out the schedule."""
+        self._weights, self._support = weights, Support(weights)
+        self._begin, self._end = self._phases.steps(total_steps)
+        self._schedule = CubicSparsity(self.sparsity, self._begin, self._end)
+
+    def before_step(self, step: int) -> None:
+        """Keep pruned weights out of the optimizer's moments."""
+        self._support.zero_gradients()
+
+    def after_step(self, step: int, learning_rate: float) -> None:
+        """At an event, project; else keep the support."""
+        if self._begin <= step <= self._end and ((step - self._begin) % self.every == 0 or step == self._end):
+            self._support.fix(magnitude_masks(self._weights, self._schedule(step), self.scope))
+            if not self.nested and step < self._end:
+                self._support.release()
+        else:
+            self._support.zero_weights()
+
+    def finish(self) -> dict[str, Tensor]:
+        """The masks of the last event."""
+        self._support.fix(
+            list(self._support.masks().values()) or magnitude_masks(self._weights, self.sparsity, self.scope)
+        )
+        return self._support.masks()
+
+    def state_dict(self) -> State:
+        """The current masks."""
+        return self._support.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the masks."""
+        self._support.load_state_dict(state)
+
+    def logs(self) -> dict[str, float]:
+        """The sparsity from real zeros."""
+        return {"sparsity": zero_fraction(self._weights)}

@@ -1,0 +1,74 @@
+"""How strong a penalty must be for a wanted sparsity: the multiplier of the cardinality constraint, found every step.
+
+With R = sum_i factors_i |w_i| and prox steps tau_i, entry i becomes zero iff |a_i| <= strength * tau_i * factors_i,
+where a is what the optimizer's step gave. The strength that zeroes a fraction s of the entries is therefore the
+s-quantile of |a_i| / (tau_i factors_i). A sample of the entries estimates it at next to no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from argprune.solvers.ilp.closed_form import kth_largest
+from argprune.solvers.prox.optimizer import ProximalOptimizer
+from argprune.solvers.prox.separable import WeightedL1
+
+Scope = Literal["matrix", "global"]
+
+_SAMPLE = 1 << 14
+
+
+class SparsityController:
+    """Gives a `ProximalOptimizer` of `WeightedL1` regularizers the strength that makes `target()` of its entries zero.
+
+    target: the sparsity wanted after the coming prox, in [0, 1); called once a step.
+    scope: "matrix" (a strength for every weight, each reaches the target) or "global" (one strength for all together).
+    exact: says whether the coming strength is computed from all entries rather than from a sample; the number of
+    zeros is then the wanted one up to the rounding of a single product.
+    """
+
+    def __init__(self, target: Callable[[], float], scope: Scope, exact: Callable[[], bool]) -> None:
+        self._target, self._scope, self._exact = target, scope, exact
+        self.last: list[float] = []
+
+    def __call__(self, optimizer: ProximalOptimizer) -> Sequence[float]:
+        """The strengths for the coming prox."""
+        target, exact = self._target(), self._exact()
+        count = len(optimizer.weights)
+        if target == 0:
+            self.last = [0.0] * count
+        elif self._scope == "matrix":
+            self.last = [_quantile([_critical_strength(optimizer, i, exact)], target) for i in range(count)]
+        else:
+            total = sum(weight.parameter.numel() for weight in optimizer.weights)
+            stride = 1 if exact else max(1, total // (_SAMPLE * count))
+            critical = [_critical_strength(optimizer, i, exact, stride) for i in range(count)]
+            self.last = [_quantile(critical, target)] * count
+        return self.last
+
+
+def _critical_strength(optimizer: ProximalOptimizer, index: int, exact: bool, stride: int | None = None) -> Tensor:
+    """The strength at which each (sampled) entry of a weight vanishes."""
+    w = optimizer.weights[index].parameter.detach().flatten()
+    regularizer = optimizer.regularizers[index]
+    assert isinstance(regularizer, WeightedL1), "the quantile rule holds for weighted l1 only"
+    if stride is None:
+        stride = 1 if exact else max(1, w.numel() // _SAMPLE)
+    step, factors = optimizer.prox_step(index, stride), regularizer.factors
+    unit = step * (factors.flatten()[::stride] if isinstance(factors, Tensor) else factors)
+    return w[::stride].abs() / (unit * regularizer.strength)
+
+
+def _quantile(critical: list[Tensor], target: float) -> float:
+    """The strength that zeroes a fraction `target` of the entries and, up to rounding, not one more."""
+    total = sum(len(c) for c in critical)
+    zeros = round(target * total)
+    if zeros == 0:
+        return 0.0
+    # Just below the first entry to survive would do as well; the midpoint is the farthest from a rounding slip.
+    last = kth_largest(critical, total - zeros + 1)
+    first = kth_largest(critical, total - zeros) if zeros < total else last
+    return float(last + (first - last) / 2)

@@ -1,0 +1,188 @@
+"""A proximal optimizer around any torch optimizer: its step on the smooth part, then a prox on chosen weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from argprune.solvers.groups import Elements, Weight
+from argprune.solvers.prox.base import Regularizer, apply_prox_
+
+Metric = Literal["decoupled", "constant", "metric"]
+Strength = float | Sequence[float] | Callable[["ProximalOptimizer"], Sequence[float]]
+
+
+class ProximalOptimizer(Optimizer):
+    """Minimise f(W) + strength * sum_j R_j(W_j): `optimizer` steps on f, then each W_j is replaced by its prox.
+
+    optimizer: any torch optimizer; learning-rate schedules act on it through the shared `param_groups`.
+    weights: the W_j, as parameters of that optimizer or `Weight`s (whose groups then shape what the prox sees).
+    regularizer: one for all weights, or a sequence of one each.
+    metric: the prox step tau_t.
+        "decoupled": the weight's learning rate, the l1 analogue of AdamW's weight decay;
+        "constant": `step`, whatever the learning rate;
+        "metric": learning rate / (sqrt(v_hat) + eps) with the optimizer's own second moments v, entry by entry: the
+        exact proximal-gradient step in Adam's metric, the only one whose fixed points minimise the objective above.
+    step: the constant's prox step, > 0; for "constant" only.
+    strength: >= 0, a number for all weights or a sequence of one each; or a controller, called between the wrapped
+    optimizer's step and the prox, that returns such a sequence. May be reassigned between steps.
+
+    Raises ValueError where a weight is not in the optimizer, where `step` and `metric` disagree, and, at the first
+    step, where "metric" meets an optimizer without second moments.
+    Reference: Guo et al. (2019), algorithm 1; see docs/theory/rpp.md for what each metric converges to.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        weights: Iterable[Weight | torch.nn.Parameter],
+        regularizer: Regularizer | Sequence[Regularizer],
+        *,
+        metric: Metric = "decoupled",
+        step: float | None = None,
+        strength: Strength = 1.0,
+    ) -> None:
+        # Optimizer.__init__ is not called: parameters, state and hooks stay those of the wrapped optimizer.
+        if metric not in get_args(Metric):
+            raise ValueError(f"metric {metric!r}; choose one of {', '.join(get_args(Metric))}.")
+        if (metric == "constant") != (step is not None) or (step is not None and not step > 0):
+            raise ValueError(f"step {step} with metric {metric!r}; 'constant' needs a step > 0, the others take none.")
+        self.optimizer = optimizer
+        self.metric = metric
+        self.step_size = step
+        self.weights = [w if isinstance(w, Weight) else Weight("", w) for w in weights]
+        groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        for weight in self.weights:
+            if id(weight.parameter) not in groups:
+                shape = tuple(weight.parameter.shape)
+                raise ValueError(f"weight {weight.name or shape} is not a parameter of the {type(optimizer).__name__}.")
+        self._group_of = [groups[id(weight.parameter)] for weight in self.weights]
+        self.regularizers = regularizer if isinstance(regularizer, Sequence) else [regularizer] * len(self.weights)
+        self.strength = strength
+
+    @property
+    def regularizers(self) -> Sequence[Regularizer]:
+        """One regularizer a weight; assign a new sequence to change them, as reweighting does."""
+        return self._regularizers
+
+    @regularizers.setter
+    def regularizers(self, regularizers: Sequence[Regularizer]) -> None:
+        if len(regularizers) != len(self.weights):
+            raise ValueError(f"{len(regularizers)} regularizers for {len(self.weights)} weights; give one each.")
+        self._regularizers = list(regularizers)
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step of the wrapped optimizer, then the prox; returns what the wrapped step returns."""
+        result = self.optimizer.step(closure)
+        self.prox_()
+        return result
+
+    @property
+    def strength(self) -> Strength:
+        """The strength, as it was set."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, strength: Strength) -> None:
+        if not callable(strength):
+            _check_strengths(strength if isinstance(strength, Sequence) else [strength], len(self.weights))
+        self._strength = strength
+
+    def strengths(self) -> list[float]:
+        """The strength of each weight for the next prox; asks the controller where there is one."""
+        strength = self._strength(self) if callable(self._strength) else self._strength
+        if isinstance(strength, Sequence):
+            _check_strengths(strength, len(self.weights))
+            return list(strength) if len(strength) == len(self.weights) else list(strength) * len(self.weights)
+        return [strength] * len(self.weights)
+
+    @torch.no_grad()
+    def prox_(self) -> None:
+        """Apply the prox to every weight, with the prox step that the metric prescribes now."""
+        for index, (weight, strength) in enumerate(zip(self.weights, self.strengths(), strict=True)):
+            if strength == 0:
+                continue
+            regularizer, step = self._regularizers[index], self.prox_step(index)
+            step = step.mul_(strength) if isinstance(step, Tensor) else step * strength
+            if isinstance(weight.groups, Elements):
+                apply_prox_(regularizer, weight.parameter.data, step)
+                continue
+            if isinstance(step, Tensor):
+                step = weight.groups.split(step.t() if weight.transposed else step)
+            matrix = weight.matrix
+            result = regularizer.prox(weight.groups.split(matrix), step)
+            matrix.copy_(weight.groups.join(result, matrix.shape))
+
+    def prox_step(self, index: int, stride: int | None = None) -> float | Tensor:
+        """The prox step tau of one weight at strength 1: a float, or for "metric" a tensor of the parameter's shape.
+
+        stride: compute only every stride-th entry of the flattened parameter, for controllers that sample.
+        """
+        if self.metric == "constant":
+            assert self.step_size is not None
+            return self.step_size
+        group = self.param_groups[self._group_of[index]]
+        rate = float(group["lr"])
+        if self.metric == "decoupled":
+            return rate
+        return self._metric_diagonal(self.weights[index].parameter, group, stride).reciprocal_().mul_(rate)
+
+    def _metric_diagonal(self, parameter: Tensor, group: dict[str, Any], stride: int | None) -> Tensor:
+        state = self.optimizer.state.get(parameter, {})
+        second = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
+        if second is None or "betas" not in group or second.shape != parameter.shape:
+            name = type(self.optimizer).__name__
+            raise ValueError(f"metric 'metric' needs Adam's second moments, and {name} has none; choose 'decoupled'.")
+        correction = 1 - float(group["betas"][1]) ** float(state["step"])
+        if stride is not None:
+            second = second.flatten()[::stride]
+        mean_square: Tensor = second.to(parameter.dtype) / correction
+        return mean_square.sqrt_().add_(group["eps"])
+
+    # What follows makes the wrapper stand in for the optimizer it wraps.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The wrapped optimizer's parameter groups."""
+        return self.optimizer.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The wrapped optimizer's state."""
+        return self.optimizer.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The wrapped optimizer's defaults."""
+        return self.optimizer.defaults
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients."""
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the wrapped optimizer; its parameters have no regularizer."""
+        self.optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's state; strength and regularizers belong to whoever sets them."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` saved."""
+        self.optimizer.load_state_dict(state_dict)
+
+    def __repr__(self) -> str:
+        return f"ProximalOptimizer({self.optimizer!r}, {len(self.weights)} weights, metric={self.metric!r})"
+
+
+def _check_strengths(strengths: Sequence[float], count: int) -> None:
+    if len(strengths) not in (1, count):
+        raise ValueError(f"{len(strengths)} strengths for {count} weights; give one, or one each.")
+    for strength in strengths:
+        if not strength >= 0:
+            raise ValueError(f"strength {strength}; it must be >= 0.")

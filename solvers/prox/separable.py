@@ -1,0 +1,144 @@
+"""Separable regularizers: R(w) = sum_i r_i(w_i), so that the prox acts on each entry alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from argprune.solvers.registry import register
+
+_CHUNK = 1 << 17
+
+
+@register("regularizers", "l1", examples=[{"strength": 0.7}, {"strength": 0.0}])
+@dataclass(frozen=True)
+class L1:
+    """The l1 norm, R(w) = strength * sum_i |w_i|.
+
+    w: float tensor of any shape; strength >= 0, in units of loss per unit of weight.
+    Convex; the prox is the soft threshold, exact for every step >= 0.
+    """
+
+    strength: float
+    convex: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_strength("L1", self.strength)
+
+    def value(self, w: Tensor) -> Tensor:
+        """strength * ||w||_1."""
+        return self.strength * w.abs().sum()
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Soft threshold at step * strength."""
+        return self.prox_(w.detach().clone(), step)
+
+    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Soft threshold at step * strength, in place."""
+        return soft_threshold_(w, step, scale=self.strength)
+
+    def distance(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Distance of -grad to the subdifferential at w, entry by entry; 0 where stationary."""
+        return _l1_distance(w, grad, self.strength)
+
+    def expression(self, x: Any) -> Any:
+        """The same function of a CVXPY variable."""
+        cvxpy = _cvxpy()
+        return self.strength * cvxpy.norm1(cvxpy.vec(x, order="C"))
+
+
+@register("regularizers", "weighted_l1", examples=[{"strength": 0.7}, {"strength": 0.3, "factors": 2.0}])
+@dataclass(frozen=True, eq=False)
+class WeightedL1:
+    """The weighted l1 norm, R(w) = strength * sum_i factors_i |w_i|.
+
+    w: float tensor of any shape; strength >= 0; factors: a float >= 0, or a tensor of w's shape, entries >= 0.
+    Convex; the prox is the soft threshold at step * strength * factors, exact for every step >= 0.
+    Reference: Candes, Wakin and Boyd (2008); Guo et al. (2019), the regularizer of RPP.
+    """
+
+    strength: float
+    factors: float | Tensor = 1.0
+    convex: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_strength("WeightedL1", self.strength)
+        # A comparison with NaN is false, so this refuses NaN too.
+        if not bool((torch.as_tensor(self.factors) >= 0).all()):
+            raise ValueError("WeightedL1: factors hold a negative entry or NaN; every factor must be >= 0.")
+
+    def value(self, w: Tensor) -> Tensor:
+        """strength * sum_i factors_i |w_i|."""
+        return self.strength * (self.factors * w.abs()).sum()
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Soft threshold at step * strength * factors."""
+        return self.prox_(w.detach().clone(), step)
+
+    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Soft threshold at step * strength * factors, in place."""
+        if not isinstance(self.factors, Tensor):
+            return soft_threshold_(w, step, scale=self.strength * self.factors)
+        if isinstance(step, Tensor):
+            return soft_threshold_(w, step * self.factors, scale=self.strength)
+        return soft_threshold_(w, self.factors, scale=self.strength * step)
+
+    def distance(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Distance of -grad to the subdifferential at w, entry by entry; 0 where stationary."""
+        return _l1_distance(w, grad, self.strength * self.factors)
+
+    def expression(self, x: Any) -> Any:
+        """The same function of a CVXPY variable."""
+        cvxpy = _cvxpy()
+        factors = self.factors.double().numpy() if isinstance(self.factors, Tensor) else self.factors
+        return self.strength * cvxpy.sum(cvxpy.multiply(factors, cvxpy.abs(x)))
+
+
+def soft_threshold_(w: Tensor, threshold: float | Tensor, scale: float = 1.0) -> Tensor:
+    """w <- sign(w) max(|w| - scale * threshold, 0), in place; zeros come out as +0.
+
+    w: float tensor; threshold >= 0: a float or a tensor that broadcasts to w's shape; scale >= 0.
+    """
+    if not isinstance(threshold, Tensor):
+        limit = threshold * scale
+        return w.sub_(w.clamp(-limit, limit))
+    # The result is the point of [w - t, w + t] closest to 0.
+    zero = w.new_zeros(())
+    if w.device.type != "cpu" or not _same_layout(w, threshold):
+        threshold = threshold.to(w.dtype)
+        upper = torch.add(w, threshold, alpha=scale)
+        return torch.clamp(zero, w.sub_(threshold, alpha=scale), upper, out=w)
+    # Chunks that stay in the cache: memory is then read twice and written once, whatever the number of operations.
+    buffer = w.new_empty(min(_CHUNK, w.numel()))
+    for piece, limits in zip(w.view(-1).split(_CHUNK), threshold.view(-1).split(_CHUNK), strict=True):
+        upper = torch.add(piece, limits, alpha=scale, out=buffer[: len(piece)])
+        torch.clamp(zero, piece.sub_(limits, alpha=scale), upper, out=piece)
+    return w
+
+
+def _same_layout(w: Tensor, threshold: Tensor) -> bool:
+    same = w.shape == threshold.shape and w.dtype == threshold.dtype
+    return same and w.is_contiguous() and threshold.is_contiguous()
+
+
+def _l1_distance(w: Tensor, grad: Tensor, weight: float | Tensor) -> Tensor:
+    at_zero = (grad.abs() - weight).clamp(min=0)
+    return torch.where(w == 0, at_zero, (grad + weight * w.sign()).abs())
+
+
+def _check_strength(name: str, strength: float) -> None:
+    if not (strength >= 0 and strength < float("inf")):
+        raise ValueError(f"{name}: strength {strength}; it must be finite and >= 0.")
+
+
+def _cvxpy() -> Any:
+    try:
+        import cvxpy
+    except ImportError as error:
+        raise ImportError("expression needs cvxpy: pip install 'argprune[exact]'.") from error
+    return cvxpy

@@ -1,0 +1,103 @@
+"""Named plug-ins: regularizers, criteria, constraint sets and methods.
+
+A plug-in joins in one of three ways: the `@register` decorator (this package), an entry point in the group
+`argprune.<kind>` (another distribution), or `module:Class` given by the user. Entry points and modules are imported
+only when the user names them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, TypeVar, get_args
+
+Kind = Literal["regularizers", "criteria", "constraints", "methods"]
+C = TypeVar("C", bound=type)
+
+_HOMES = {
+    "regularizers": "argprune.solvers.prox",
+    "constraints": "argprune.solvers.prox",
+    "methods": "argprune.solvers.methods",
+}
+_SINGULAR = {
+    "regularizers": "regularizer",
+    "criteria": "criterion",
+    "constraints": "constraint",
+    "methods": "method",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered class, and constructor arguments with which the conformance suite builds it."""
+
+    name: str
+    cls: type
+    examples: tuple[Mapping[str, Any], ...]
+
+
+_entries: dict[str, dict[str, Entry]] = {kind: {} for kind in get_args(Kind)}
+
+
+def register(kind: Kind, name: str, *, examples: Sequence[Mapping[str, Any]] = ({},)) -> Callable[[C], C]:
+    """Class decorator: make a class known as `name` among the plug-ins of a kind.
+
+    examples: keyword arguments, one mapping an instance that the conformance suite builds.
+    Raises ValueError where the name is taken.
+    """
+
+    def add(cls: C) -> C:
+        if name in _entries[kind]:
+            raise ValueError(
+                f"register: {kind} already has {name!r} ({_entries[kind][name].cls.__qualname__}). Choose another name."
+            )
+        _entries[kind][name] = Entry(name, cls, tuple(examples))
+        return cls
+
+    return add
+
+
+def registered(kind: Kind) -> dict[str, Entry]:
+    """The entries of a kind that this process has registered, by name."""
+    if kind in _HOMES:
+        importlib.import_module(_HOMES[kind])
+    return dict(sorted(_entries[kind].items()))
+
+
+def installed(kind: Kind) -> dict[str, EntryPoint]:
+    """The entry points of a kind that other distributions offer, by name; nothing is imported."""
+    return {point.name: point for point in entry_points(group=f"argprune.{kind}")}
+
+
+def resolve(kind: Kind, name: str) -> type:
+    """The class behind a registered name, an entry point, or `module:Class`.
+
+    Raises ValueError with the closest names where there is none, or where the module or class cannot be imported.
+    """
+    known = registered(kind)
+    if name in known:
+        return known[name].cls
+    points = installed(kind)
+    if name in points:
+        loaded = points[name].load()
+    elif ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            loaded = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"Cannot load {_SINGULAR[kind]} {name!r}: {error}. Give an importable module:Class."
+            ) from error
+    else:
+        choices = sorted({*known, *points})
+        close = difflib.get_close_matches(name, choices, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"Unknown {_SINGULAR[kind]} {name!r}.{hint} Known: {', '.join(choices)}; or give module:Class."
+        )
+    if not isinstance(loaded, type):
+        raise ValueError(f"{_SINGULAR[kind]} {name!r} is {type(loaded).__name__}, not a class. Give module:Class.")
+    return loaded
