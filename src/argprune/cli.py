@@ -1,0 +1,215 @@
+"""The command line: `argprune prune`, `argprune study`, `argprune list`.
+
+Errors are one line that says what was wrong and what would be right.
+Exit status: 0, 1 for a failed run, 2 for bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from argprune._version import __version__
+
+DEFAULT_METHOD = "rpp"
+LISTS = ("methods", "regularizers", "criteria", "constraints", "tasks", "models")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: this process's) and return its exit status."""
+    # No fork happens after the tokenizer was used; without this, tokenizers warns that one might.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except (argparse.ArgumentError, ValueError, ImportError) as error:
+        print(f"argprune: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except _run_error() as error:
+        print(f"argprune: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("argprune: interrupted; go on with the same command and --resume.", file=sys.stderr)
+        return 130
+
+
+def _run_error() -> type[Exception]:
+    from argprune.tasks.runs import RunError
+
+    return RunError
+
+
+def _dispatch(arguments: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {"prune": _prune, "study": _study, "list": _list}
+    top = argparse.ArgumentParser(prog="argprune", description=__doc__.splitlines()[0], exit_on_error=False)
+    top.add_argument("--version", action="version", version=f"argprune {__version__}")
+    top.add_argument("command", choices=commands, help="what to do; `argprune COMMAND --help` says more")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        top.print_help()
+        return 0 if arguments else 2
+    if arguments[0] not in commands and not arguments[0].startswith("-"):
+        raise ValueError(f"Unknown command {arguments[0]!r}. Known: {', '.join(commands)}.")
+    namespace = top.parse_args(arguments[:1])
+    return commands[namespace.command](arguments[1:])
+
+
+def _prune(arguments: list[str]) -> int:
+    from jsonargparse import ArgumentParser, Namespace, set_loader
+
+    from argprune.solvers import registry
+    from argprune.tasks.settings import Settings
+
+    set_loader("argprune", _load_config)
+    arguments = [re.sub(r"^--method(?==|$)", "--method.name", _underscored(argument)) for argument in arguments]
+    method = _method_name(arguments)
+    parser = ArgumentParser(
+        prog="argprune prune",
+        description="Fine-tune a model on a task while a method prunes it; everything ends in a run directory.",
+        exit_on_error=False,
+        parser_mode="argprune",
+    )
+    parser.add_argument("--config", action="config", help="YAML file of options; a run's config.yaml is one")
+    parser.add_argument("--output", type=str, help="the run directory to make (required)")
+    parser.add_argument(
+        "--sparsity",
+        type=float | None,
+        default=None,
+        help="fraction of zeros over the prunable weights, in [0, 1)",
+    )
+    parser.add_argument(
+        "--method.name",
+        type=str,
+        default=DEFAULT_METHOD,
+        metavar="NAME",
+        help="--method NAME: `argprune list methods`, or module:Class",
+    )
+    parser.add_class_arguments(registry.resolve("methods", method), "method", skip={"sparsity"}, instantiate=False)
+    parser.add_class_arguments(Settings, None, as_group=False)
+    parser.add_argument(
+        "--dense",
+        type=str | None,
+        default=None,
+        help="run directory of the dense reference (default: OUTPUT/dense)",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run; return a finished one")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in OUTPUT")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no table")
+    parsed: Namespace = parser.parse_args(arguments)
+    options = parsed.as_dict()
+    controls = {key: options.pop(key) for key in ("resume", "overwrite", "quiet")}
+    options.pop("config")
+    output = options.pop("output")
+    if output is None:
+        raise ValueError("No output. Give --output RUN, the folder to make.")
+
+    from argprune.tasks.options import plan
+    from argprune.tasks.progress import print_summary
+    from argprune.tasks.prune import execute
+
+    run = execute(plan(options), Path(output), **controls)
+    if not controls["quiet"]:
+        print_summary([run.metrics])
+        print(f"Run directory: {output}")
+    return 0
+
+
+def _study(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="argprune study",
+        description="Run every point of a study, or what is left of it.",
+        exit_on_error=False,
+    )
+    parser.add_argument("study", metavar="STUDY.yaml", help="grid of options; see docs/how-to/studies.md")
+    parser.add_argument("--backend", choices=("local",), default="local", help="where the runs are carried out")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--collect", metavar="FILE.csv", help="write one row a run")
+    parser.add_argument("--retry", action="store_true", help="run failed points again")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no table")
+    parsed = parser.parse_args(arguments)
+
+    from argprune.tasks.study_command import study_command
+
+    return study_command(parsed)
+
+
+def _list(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="argprune list", description="What is registered, embedded or installed.", exit_on_error=False
+    )
+    parser.add_argument("kind", choices=LISTS)
+    parser.add_argument(
+        "--data_dir",
+        "--data-dir",
+        default=os.environ.get("ARGPRUNE_DATA"),
+        help="folder of data sets, for tasks",
+    )
+    parsed = parser.parse_args(arguments)
+    for name, summary in _listing(parsed.kind, parsed.data_dir):
+        print(f"{name:<24}{summary}".rstrip())
+    return 0
+
+
+def _listing(kind: Any, data_dir: str | None) -> list[tuple[str, str]]:
+    if kind == "tasks":
+        from argprune.tasks.data import list_tasks
+
+        return [(task.name, task.summary) for task in list_tasks(data_dir)]
+    if kind == "models":
+        from argprune.models import MODELS
+
+        return [*MODELS.items(), ("any other name", "a hub id or a folder of save_pretrained")]
+    from argprune.solvers import registry
+
+    rows = [
+        (name, (entry.cls.__doc__ or "").strip().partition("\n")[0])
+        for name, entry in registry.registered(kind).items()
+    ]
+    return rows + [(name, f"plug-in {point.value}") for name, point in registry.installed(kind).items()]
+
+
+def _underscored(argument: str) -> str:
+    """--data-dir=x is --data_dir=x."""
+    key, equals, value = argument.partition("=")
+    return key[:2] + key[2:].replace("-", "_") + equals + value if key.startswith("--") else argument
+
+
+def _method_name(arguments: Sequence[str]) -> str:
+    """The method that the command line or, failing that, its last config file names: it decides which options exist."""
+    from_config = DEFAULT_METHOD
+    for position, argument in enumerate(arguments):
+        key, has_value, value = argument.partition("=")
+        if not has_value:
+            value = arguments[position + 1] if position + 1 < len(arguments) else ""
+        if key == "--method.name" and value:
+            return value
+        if key == "--config" and Path(value).is_file():
+            loaded = _load_config(Path(value).read_text(encoding="utf-8"))
+            if isinstance(loaded, Mapping) and isinstance(loaded.get("method"), Mapping):
+                from_config = loaded["method"].get("name", from_config)
+    return from_config
+
+
+def _load_config(text: str) -> Any:
+    """YAML, in which `method: NAME` is short for `method: {name: NAME}`."""
+    loaded = yaml.safe_load(text)
+    if isinstance(loaded, dict) and isinstance(loaded.get("method"), str):
+        loaded["method"] = {"name": loaded["method"]}
+    return loaded
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error)
+    keys = re.findall(r'[Kk]ey "([^"]+)"', text)
+    expected = re.findall(r"Expected (?:a )?(?:<class '(\w+)'>|([^.\n]+))", text)
+    value = re.search(r"(?:Given|Got) value: (.*)", text)
+    if keys and expected and value:
+        kinds = " or ".join(kind.replace("NoneType", "null") or other for kind, other in dict.fromkeys(expected))
+        return f"--{keys[-1]}: {value.group(1).strip()!r} is not {kinds}."
+    return " ".join(text.split())

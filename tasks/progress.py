@@ -1,0 +1,135 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from rich import progress as rich_progress
+from rich.console import Console
+from rich.table import Table
+
+
+class Progress(Protocol):
+    """Told by the harness how a training goes."""
+
+    def start(self, total: int, done: int) -> None:
+        """A training of `total` steps begins (or goes on) after `done` of them."""
+
+    def advance(self, step: int) -> None:
+        """`step` steps are done."""
+
+    def report(self, values: Mapping[str, Any]) -> None:
+        """A logging line: step, loss and what the method says."""
+
+    def stop(self) -> None:
+        """The training has ended."""
+
+
+class Quiet:
+    """Says nothing."""
+
+    def start(self, total: int, done: int) -> None: ...
+
+    def advance(self, step: int) -> None: ...
+
+    def report(self, values: Mapping[str, Any]) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Bar:
+    """A rich progress bar with loss, sparsity and time left."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        self._title = title
+        self._bar = rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}"),
+            rich_progress.BarColumn(),
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TextColumn("{task.fields[state]}"),
+            rich_progress.TimeElapsedColumn(),
+            rich_progress.TimeRemainingColumn(),
+            console=console,
+        )
+
+    def start(self, total: int, done: int) -> None:
+        self._task = self._bar.add_task(self._title, total=total, completed=done, state="")
+        self._bar.start()
+
+    def advance(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def report(self, values: Mapping[str, Any]) -> None:
+        self._bar.update(self._task, state=_state(values))
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+class Lines:
+    """A plain line every tenth of the way."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        self._title, self._console = title, console
+
+    def start(self, total: int, done: int) -> None:
+        self._total, self._done, self._began, self._said = total, done, time.monotonic(), done
+
+    def advance(self, step: int) -> None:
+        self._step = step
+
+    def report(self, values: Mapping[str, Any]) -> None:
+        step = int(values["step"])
+        if step < self._total and step - self._said < self._total / 10:
+            return
+        self._said = step
+        left = (time.monotonic() - self._began) / max(1, step - self._done) * (self._total - step)
+        self._console.print(f"{self._title}  step {step}/{self._total}  {_state(values)}  {left:.0f} s left")
+
+    def stop(self) -> None: ...
+
+
+def make_progress(title: str, *, quiet: bool) -> Progress:
+    """The progress display that fits the place: none, a bar, or lines; always on standard error."""
+    if quiet:
+        return Quiet()
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    return Bar(title, console) if sys.stderr.isatty() else Lines(title, console)
+
+
+def print_summary(runs: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """A table of finished runs, one row each, under the dense reference.
+
+    Columns: the metric on the test split, points against dense, sparsity of the encoder's prunable weights and of all
+    parameters, nonzero parameters relative to all, optimizer steps, seconds of training.
+    """
+    metric = runs[0]["metric"]
+    table = Table(title=f"{runs[0]['model']} on {runs[0]['task']}, test split")
+    for name in ("method", metric, "vs dense", "sparsity", "of model", "size", "steps", "train s"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    dense = runs[0]["dense"]
+    if dense is not None and all(run["method"] != "dense" for run in runs):
+        table.add_row("dense", f"{dense['test'][metric]:.1%}", "", "0.0%", "0.0%", "100%", "", "")
+    for run in runs:
+        score = run["pruned"]["test"][metric]
+        against = f"{100 * (score - run['dense']['test'][metric]):+.1f} pt" if run["dense"] is not None else ""
+        table.add_row(
+            run["method"],
+            f"{score:.1%}",
+            "" if run["method"] == "dense" else against,
+            f"{run['sparsity']['encoder']:.1%}",
+            f"{run['sparsity']['model']:.1%}",
+            f"{1 - run['sparsity']['model']:.0%}",
+            str(run["steps"]),
+            f"{run['seconds']['train']:.0f}",
+        )
+    (console or Console()).print(table)
+
+
+def _state(values: Mapping[str, Any]) -> str:
+    parts = [f"loss {values['loss']:.3f}"] if "loss" in values else []
+    parts += [f"sparsity {values['sparsity']:.1%}"] if "sparsity" in values else []
+    return "  ".join(parts)

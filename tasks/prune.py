@@ -1,0 +1,254 @@
+"""The main job: fine-tune a pretrained model on a task while a method prunes it, into a run directory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
+from transformers.utils import logging
+
+from argprune._version import __version__
+from argprune.models import find_weights, load_model, load_tokenizer, measure_sparsity
+from argprune.solvers.groups import Weight
+from argprune.solvers.methods import Dense, Method
+from argprune.tasks.certificate import certify
+from argprune.tasks.data import load_task
+from argprune.tasks.harness import Encoded, PruningTrainer, make_trainer, total_steps
+from argprune.tasks.options import Plan, plan
+from argprune.tasks.progress import make_progress
+from argprune.tasks.runs import (
+    CERTIFICATE,
+    CONFIG,
+    MASKS,
+    METRICS,
+    MODEL,
+    RunDirectory,
+    held,
+    write_json,
+    write_yaml,
+)
+from argprune.tasks.texts import SPLITS, Classification
+
+# Options on which a dense reference and the run compared with it must agree.
+_SHARED = ("model", "task", "seed", "epochs", "max_steps", "batch_size", "max_length")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, and what its metrics.json says."""
+
+    path: Path
+    metrics: Mapping[str, Any]
+
+    def masks(self) -> dict[str, Tensor]:
+        """Boolean masks by weight name, True = kept."""
+        return load_file(self.path / MASKS)
+
+    def model(self) -> PreTrainedModel:
+        """The pruned model, in evaluation mode."""
+        labels = len(load_task(self.metrics["task"], self.metrics["config"]["data_dir"]).labels)
+        return load_model(str(self.path / MODEL), num_labels=labels)
+
+
+def prune(
+    model: str,
+    task: str,
+    *,
+    method: str | Mapping[str, Any] = "rpp",
+    sparsity: float | None = None,
+    output: str | os.PathLike[str],
+    dense: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> Run:
+    """Fine-tune and prune `model` on `task`; everything about it ends in the folder `output`.
+
+    model: `minilm`, a hub id or a folder. task: `stdlib-docs`, or a task of `data_dir`. method: a name, `module:Class`,
+    or a mapping with `name` and the method's options. sparsity: fraction of zeros over the prunable weights, in [0, 1).
+    dense: the folder of the dense reference, trained there first if it is not finished (default: `output`/dense).
+    resume: go on with an unfinished run, to the bits of an uninterrupted one; a finished one is returned as it is.
+    overwrite: replace a run. settings: fields of `argprune.tasks.settings.Settings`.
+
+    Raises ValueError for bad input, before any training and before any file changes; RunError where training fails.
+    """
+    options = {"model": model, "task": task, "method": method, "sparsity": sparsity, **settings}
+    checked = plan({**options, "dense": None if dense is None else str(dense)})
+    return execute(checked, Path(output), resume=resume, overwrite=overwrite, quiet=quiet)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError in one line unless the options of a run are good, as far as can be told without a model."""
+    plan(options)
+
+
+def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet: bool) -> Run:
+    """Carry out a plan in a folder; see `prune`."""
+    # Trainer and save_pretrained would draw bars of their own between ours.
+    logging.disable_progress_bar()
+    run, options = RunDirectory(output), planned.to_options()
+    run.check(options, resume=resume, overwrite=overwrite)
+    if run.finished and not overwrite:
+        return Run(output, run.metrics())
+    job = _Job.prepare(planned)
+    reference = None if isinstance(planned.method, Dense) else _reference(planned, output)
+    if reference is not None:
+        _check_reference(planned, reference)
+    with held(run.lock(), output, wait=False):
+        run.check(options, resume=resume, overwrite=overwrite)
+        if overwrite or not (output / CONFIG).is_file():
+            run.clear()
+            write_yaml(output / CONFIG, options)
+        dense = None if reference is None else _run_reference(planned, reference, quiet=quiet)
+        metrics = job.run(run, dense, quiet=quiet)
+    return Run(output, metrics)
+
+
+def _reference(planned: Plan, output: Path) -> Path:
+    return Path(planned.dense) if planned.dense is not None else output / "dense"
+
+
+def _check_reference(planned: Plan, reference: Path) -> None:
+    run = RunDirectory(reference)
+    if not (reference / CONFIG).is_file():
+        if reference.is_dir() and set(os.listdir(reference)) - {".lock"}:
+            raise ValueError(f"Dense reference {reference} is a folder, but no run; give a dense run, or a new folder.")
+        return
+    saved = run.config()
+    if saved["method"]["name"] != "dense":
+        raise ValueError(f"Dense reference {reference} is a run of method {saved['method']['name']!r}, not dense.")
+    wanted = planned.to_options()
+    for key in _SHARED:
+        if saved[key] != wanted[key]:
+            raise ValueError(
+                f"Dense reference {reference} has {key} {saved[key]!r}, this run {wanted[key]!r}; they must agree."
+            )
+
+
+def _run_reference(planned: Plan, reference: Path, *, quiet: bool) -> Mapping[str, Any]:
+    run = RunDirectory(reference)
+    # Several runs may share a reference: the first trains it, the others wait for it.
+    with held(run.lock(), reference, wait=True):
+        if run.finished:
+            return run.metrics()
+        options = (
+            run.config()
+            if (reference / CONFIG).is_file()
+            else {**planned.to_options(), "method": "dense", "sparsity": 0.0, "dense": None}
+        )
+        dense = plan(options)
+        if not (reference / CONFIG).is_file():
+            write_yaml(reference / CONFIG, dense.to_options())
+        return _Job.prepare(dense).run(run, None, quiet=quiet)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run with all that can fail on bad input already loaded."""
+
+    planned: Plan
+    task: Classification
+    tokenizer: Any
+    model: PreTrainedModel
+    weights: list[Weight]
+
+    @staticmethod
+    def prepare(planned: Plan) -> _Job:
+        settings = planned.settings
+        task = load_task(settings.task, settings.data_dir)
+        tokenizer = load_tokenizer(settings.model)
+        set_seed(settings.seed)
+        model = load_model(settings.model, num_labels=len(task.labels))
+        return _Job(planned, task, tokenizer, model, find_weights(model, settings.include, settings.exclude))
+
+    def run(self, run: RunDirectory, dense: Mapping[str, Any] | None, *, quiet: bool) -> dict[str, Any]:
+        settings, method = self.planned.settings, self.planned.method
+        began = time.monotonic()
+        data = {
+            split: Encoded(self.task.splits[split], self.tokenizer, settings.max_length, by_length=split != "train")
+            for split in SPLITS
+        }
+        steps = total_steps(settings, len(data["train"]))
+        title = self.planned.method_name + (f" {method.sparsity:.0%}" if method.sparsity else "")
+        method.attach(self.weights, steps)
+        trainer = make_trainer(
+            self.model, self.tokenizer, data, method, settings, run, make_progress(title, quiet=quiet)
+        )
+        train_seconds = trainer.fit(run.last_checkpoint())
+        masks = method.finish()
+        measured = time.monotonic()
+        scores = {split: _score(trainer, data[split]) for split in ("validation", "test")}
+        seconds = {"train": train_seconds, "evaluate": time.monotonic() - measured}
+        _save(run.path, self.model, self.tokenizer, masks)
+        metrics = {
+            "task": settings.task,
+            "method": self.planned.method_name,
+            "model": settings.model,
+            "seed": settings.seed,
+            "metric": self.task.metric,
+            "steps": steps,
+            "dense": scores if isinstance(method, Dense) else dense and dense["pruned"],
+            "pruned": scores,
+            **_sparsity(self.model, self.weights, method),
+            "seconds": {**seconds, "total": time.monotonic() - began},
+            "method_report": method.report(),
+            "rows": {split: len(data[split]) for split in SPLITS},
+            "versions": _versions(),
+            "config": self.planned.to_options(),
+        }
+        write_json(run.path / CERTIFICATE, certify(run.path, method.sparsity))
+        write_json(run.path / METRICS, metrics)
+        if not settings.keep_checkpoints:
+            run.remove_checkpoints()
+        return metrics
+
+
+def _score(trainer: PruningTrainer, data: Encoded) -> dict[str, float]:
+    metrics = trainer.predict(data, metric_key_prefix="test").metrics
+    assert metrics is not None
+    return {
+        name.removeprefix("test_"): value for name, value in metrics.items() if name in ("test_accuracy", "test_loss")
+    }
+
+
+def _sparsity(model: PreTrainedModel, weights: list[Weight], method: Method) -> dict[str, Any]:
+    measured = measure_sparsity(model, weights)
+    ratios = measured.to_dict()
+    return {
+        "sparsity": {"target": method.sparsity, **ratios["sparsity"]},
+        "compression": ratios["compression"],
+        "matrices": dict(measured.matrices),
+    }
+
+
+def _save(path: Path, model: PreTrainedModel, tokenizer: Any, masks: dict[str, Tensor]) -> None:
+    temporary = path / ".model.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(path / MODEL, ignore_errors=True)
+    os.replace(temporary, path / MODEL)
+    save_file({name: mask.cpu().contiguous() for name, mask in masks.items()}, path / f".{MASKS}.tmp")
+    os.replace(path / f".{MASKS}.tmp", path / MASKS)
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "transformers", "accelerate", "safetensors", "numpy")}
+    return {
+        "argprune": __version__,
+        "python": platform.python_version(),
+        **packages,
+        "threads": str(torch.get_num_threads()),
+    }

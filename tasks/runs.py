@@ -1,0 +1,144 @@
+"""The run directory: what is in it, when it counts as finished, and how nothing in it is ever lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+CONFIG, METRICS, LOG, MASKS, MODEL, CERTIFICATE = (
+    "config.yaml",
+    "metrics.json",
+    "log.jsonl",
+    "masks.safetensors",
+    "model",
+    "certificate.json",
+)
+CHECKPOINT_DONE = "argprune.json"
+
+
+class RunError(RuntimeError):
+    """A run that started and could not go on; its message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run's folder; see docs/how-to/runs.md for its layout."""
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended: its metrics are written last."""
+        return (self.path / METRICS).is_file()
+
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json."""
+        return dict(json.loads((self.path / METRICS).read_text(encoding="utf-8")))
+
+    def config(self) -> dict[str, Any]:
+        """The content of config.yaml."""
+        return dict(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")))
+
+    def lock(self) -> FileLock:
+        """The lock that a process holds while it works on the run; freed when the process dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path / ".lock")
+
+    def check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Raise ValueError unless a run of this configuration may use the folder. Changes nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"Output {self.path} is a file; give a folder.")
+        if not self.path.is_dir() or not set(os.listdir(self.path)) - {".lock"}:
+            return
+        if not (self.path / CONFIG).is_file():
+            raise ValueError(f"Output {self.path} exists and is not a run (no {CONFIG}); give a new folder.")
+        if overwrite:
+            return
+        if not resume:
+            state = "a finished run" if self.finished else "an unfinished run"
+            advice = "--overwrite to replace it" if self.finished else "--resume to go on, or --overwrite"
+            raise ValueError(f"Output {self.path} holds {state}; give {advice}.")
+        saved = self.config()
+        changed = sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key))
+        if changed:
+            key = changed[0]
+            raise ValueError(
+                f"Cannot resume {self.path}: {key} was {saved.get(key)!r} and is now {config.get(key)!r}"
+                f"{f' (and {len(changed) - 1} more differ)' if changed[1:] else ''}; give the same options, or --overwrite."
+            )
+
+    def clear(self) -> None:
+        """Remove what a run has put here; the reference run inside stays, other files too."""
+        for name in (METRICS, CERTIFICATE, CONFIG, LOG, MASKS):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.path / MODEL, *self.path.glob("checkpoint-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; removes what a kill left half-written."""
+        complete = []
+        for folder in self.path.glob("checkpoint-*"):
+            if (folder / CHECKPOINT_DONE).is_file():
+                complete.append(folder)
+            else:
+                shutil.rmtree(folder)
+        return max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+    def remove_checkpoints(self) -> None:
+        """Remove all checkpoints."""
+        for folder in self.path.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+
+    def append_log(self, line: Mapping[str, Any]) -> None:
+        """Add one line to log.jsonl."""
+        with (self.path / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def truncate_log(self, step: int) -> None:
+        """Drop the log lines after a step, which a resumed run writes again; a torn last line goes too."""
+        path = self.path / LOG
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.endswith("}") or json.loads(line)["step"] > step:
+                break
+            kept.append(line + "\n")
+        write_atomic(path, "".join(kept))
+
+
+def held(lock: FileLock, path: Path, *, wait: bool) -> FileLock:
+    """Acquire a run's lock; where another process has it, wait, or raise ValueError."""
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout as error:
+        raise ValueError(f"Output {path} is in use by another process; wait for it, or give another folder.") from error
+    return lock
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part, whatever dies when."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_atomic` of JSON; NaN and infinities, which JSON does not have, raise ValueError."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_atomic` of YAML, keys in the given order."""
+    write_atomic(path, yaml.safe_dump(dict(value), sort_keys=False))

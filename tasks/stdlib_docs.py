@@ -1,0 +1,62 @@
+"""The embedded task: tell from a docstring which standard-library package it documents.
+
+The texts are those of the Python that runs this, read with `ast` and never imported, so that nothing is downloaded.
+They differ a little from one Python version to the next; `metrics.json` records the version.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from argprune.tasks.texts import Classification, Row
+
+PACKAGES = ("tkinter", "idlelib", "asyncio", "email", "importlib", "logging", "xml", "multiprocessing")
+MASK = "_"
+_MIN_WORDS = 5
+
+
+def read_stdlib_docs(root: Path | None = None) -> Classification:
+    """The task from the standard library under `root` (default: this Python's).
+
+    A text is kept once (the first package to hold it has it), if it has at least five words; the package's own name
+    is masked in it. A text's hash decides its split: 70 % train, 15 % validation, 15 % test.
+    Raises ValueError where a package is missing, as in Pythons that ship without tkinter or idlelib.
+    """
+    root = root or Path(sysconfig.get_path("stdlib"))
+    rows: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+    seen: set[str] = set()
+    for label, package in enumerate(PACKAGES):
+        folder = root / package
+        if not folder.is_dir():
+            raise ValueError(f"stdlib-docs: {folder} is missing; use a Python with its whole standard library.")
+        own_name = re.compile(re.escape(package), re.IGNORECASE)
+        for docstring in _docstrings(folder):
+            text = own_name.sub(MASK, " ".join(docstring.split()))
+            if len(text.split()) >= _MIN_WORDS and text not in seen:
+                seen.add(text)
+                rows[_split(text)].append(Row(text, label))
+    return Classification("stdlib-docs", PACKAGES, rows)
+
+
+def _docstrings(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*.py")):
+        try:
+            tree = ast.parse(path.read_bytes())
+        except SyntaxError:
+            # idlelib and others ship test inputs that are wrong on purpose.
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = ast.get_docstring(node)
+                if docstring:
+                    yield docstring
+
+
+def _split(text: str) -> str:
+    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+    return "train" if share < 0.7 else "validation" if share < 0.85 else "test"

@@ -1,0 +1,39 @@
+"""`argprune study`: run a study, collect its table, and say in one line how it went."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from argprune.tasks.studies import LocalExecutor, StudyOutcome, collect, load_study, progress_for, run_study
+
+
+def study_command(arguments: Namespace) -> int:
+    """Run the study of parsed arguments (study, jobs, collect, retry, quiet); the exit status.
+
+    0 where every point finished, 1 where one failed or is left, 130 on Ctrl-C. Raises ValueError for bad usage.
+    """
+    study = load_study(arguments.study)
+    executor = LocalExecutor(arguments.jobs)
+    try:
+        outcome = run_study(
+            study, executor=executor, retry=arguments.retry, progress=progress_for(quiet=arguments.quiet)
+        )
+    except KeyboardInterrupt:
+        print("argprune: interrupted; the same command goes on.", file=sys.stderr)
+        return 130
+    if arguments.collect is not None:
+        collect(study, arguments.collect)
+    if not arguments.quiet:
+        print(f"study {study.output}: {outcome}")
+    if not outcome.ok:
+        print(f"argprune: error: {_complaint(outcome)}", file=sys.stderr)
+    return 0 if outcome.ok else 1
+
+
+def _complaint(outcome: StudyOutcome) -> str:
+    """What went wrong first, and what to do about it."""
+    if outcome.failed:
+        name, error = next(iter(outcome.failed.items()))
+        return f"{outcome}; {name} failed: {error} (its log says more; --retry runs what failed again)"
+    return f"{outcome}; {outcome.left[0]} was killed. The same command resumes it."

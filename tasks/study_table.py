@@ -1,0 +1,134 @@
+"""The results of a study as one tidy table: a row a run, a column a quantity, as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from argprune.tasks.runs import write_atomic
+from argprune.tasks.study_grid import OWNED, Study, flatten, method_name
+from argprune.tasks.study_runs import StudyRun
+
+Row = dict[str, Any]
+
+_IDENTITY = ("run", "method", "task", "model", "seed")
+_SIZES = ("sparsity_encoder", "sparsity_model", "compression_encoder", "compression_model")
+# Options with a column of their own.
+_NAMED = ("method", "method.name", "task", "model", "seed", "sparsity")
+
+
+def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
+    """Write one row for every finished or failed run, and return the rows.
+
+    study: a study, or the folder of its runs (all that are there, those of earlier versions of the study
+    included). csv_path: replaced as a whole; rows by task, model, method, sparsity, seed and folder.
+
+    Columns: run (the folder's name), method, task, model, seed, sparsity_target, sparsity_encoder,
+    sparsity_model, compression_encoder, compression_model, <split>_<metric> of the pruned model,
+    dense_<split>_<metric> of its dense reference, steps, seconds_train, option.<name> for each option that is
+    not the same at all points, report.<name> from the method, status and error. No value: an empty cell.
+
+    Raises ValueError for a folder that is none or holds no runs, where a run's files cannot be read, and where
+    the table cannot be written.
+    """
+    if isinstance(study, Study):
+        options = {point.name: dict(point.options) for point in study.points}
+        runs = [StudyRun(study.output, name) for name in options]
+    else:
+        runs = _runs_below(Path(study))
+        options = {run.name: _options(run) for run in runs}
+    done = [run for run in runs if run.state() != "left"]
+    rows = sorted((_row(run, options[run.name]) for run in done), key=_order)
+    varying = _varying(options.values())
+    for row in rows:
+        flat = flatten(options[row["run"]])
+        row |= {f"option.{name}": flat.get(name) for name in varying}
+    _write(Path(csv_path), rows, [f"option.{name}" for name in varying])
+    return rows
+
+
+def _runs_below(folder: Path) -> list[StudyRun]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder. Give a study's output.")
+    runs = [StudyRun(folder, path.name) for path in sorted(folder.iterdir()) if path.is_dir()]
+    runs = [run for run in runs if run.state() != "left"]
+    if not runs:
+        raise ValueError(f"{folder}: no finished or failed run in it. Give a study's output.")
+    return runs
+
+
+def _options(run: StudyRun) -> dict[str, Any]:
+    """What the study gave the run; for one that was made by hand, what it says itself."""
+    options = run.options()
+    if options is None:
+        options = run.metrics().get("config", {}) if run.state() == "finished" else {}
+    return {key: value for key, value in options.items() if key not in OWNED}
+
+
+def _row(run: StudyRun, options: Mapping[str, Any]) -> Row:
+    row: Row = {
+        "run": run.name,
+        "method": method_name(options) if "method" in options else None,
+        **{name: options.get(name) for name in ("task", "model", "seed")},
+        "sparsity_target": options.get("sparsity"),
+        "status": run.state(),
+        "error": "",
+    }
+    if row["status"] == "failed":
+        return row | {"error": run.error()["error"]}
+    metrics = run.metrics()
+    row |= {name: metrics[name] for name in _IDENTITY if name in metrics}
+    for quantity in ("sparsity", "compression"):
+        row |= {f"{quantity}_{where}": value for where, value in (metrics.get(quantity) or {}).items()}
+    for prefix, results in (("", metrics.get("pruned")), ("dense_", metrics.get("dense"))):
+        for split, scores in (results or {}).items():
+            row |= {f"{prefix}{split}_{metric}": value for metric, value in flatten(scores or {}).items()}
+    row["steps"] = metrics.get("steps")
+    row["seconds_train"] = (metrics.get("seconds") or {}).get("train")
+    report = flatten(metrics.get("method_report") or {})
+    return row | {f"report.{name}": value for name, value in report.items()}
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    names = [str(row[name]) for name in ("task", "model", "method")]
+    return (*names, float(row["sparsity_target"] or 0), int(row["seed"] or 0), row["run"])
+
+
+def _varying(points: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of the options that some points have and others have not, or have another value of."""
+    flat = [flatten(options) for options in points]
+    names = sorted({name for options in flat for name in options if name not in _NAMED})
+    missing = object()
+
+    def varies(name: str) -> bool:
+        return any(options.get(name, missing) != flat[0].get(name, missing) for options in flat)
+
+    return [name for name in names if varies(name)]
+
+
+def _write(path: Path, rows: list[Row], option_columns: list[str]) -> None:
+    """The columns in groups; within those that depend on task and method, by name."""
+    head = [*_IDENTITY, "sparsity_target", *_SIZES]
+    tail = ["steps", "seconds_train"]
+    last = ["status", "error"]
+    found = {name for row in rows for name in row} - {*head, *tail, *last, *option_columns}
+    reports = sorted(name for name in found if name.startswith("report."))
+    scores = sorted(found - set(reports), key=lambda name: (name.startswith("dense_"), name))
+    file = io.StringIO()
+    columns = [*head, *scores, *tail, *option_columns, *reports, *last]
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, file.getvalue())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write the table: {error.strerror}. Give another file.") from error
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
