@@ -3,11 +3,13 @@
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-DEMO_COMMAND ?= $(VENV)/bin/argprune demo
+DEMO_COMMAND ?= $(VENV)/bin/argprune study studies/demo.yaml --jobs 2
 # Which Python makes .venv (default: the first that qualifies), and further arguments for pytest.
 PYTHON ?=
 ARGS ?=
 export PYTHON
+# Modules are compiled when first imported (setup does not); a shell that forbids it would make every start slow.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Nothing here downloads models or data; the tests that read real tasks take them from this folder where it exists.
 export HF_HUB_OFFLINE := 1

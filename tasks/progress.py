@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from rich import box
 from rich import progress as rich_progress
 from rich.console import Console
 from rich.table import Table
@@ -101,28 +102,30 @@ def make_progress(title: str, *, quiet: bool) -> Progress:
 
 
 def print_summary(runs: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """A table of finished runs, one row each, under the dense reference.
+    """A table of finished runs of one task and model, one row each, from their metrics.
 
-    Columns: the metric on the test split, points against dense, sparsity of the encoder's prunable weights and of all
-    parameters, nonzero parameters relative to all, optimizer steps, seconds of training.
+    Columns: the metric on the test split, points against dense, sparsity of the encoder's prunable weights, nonzero
+    share of all parameters, optimizer steps, seconds of training. A single pruned run is preceded by its dense
+    reference.
     """
     metric = runs[0]["metric"]
-    table = Table(title=f"{runs[0]['model']} on {runs[0]['task']}, test split")
-    for name in ("method", metric, "vs dense", "sparsity", "of model", "size", "steps", "train s"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    dense = runs[0]["dense"]
-    if dense is not None and all(run["method"] != "dense" for run in runs):
-        table.add_row("dense", f"{dense['test'][metric]:.1%}", "", "0.0%", "0.0%", "100%", "", "")
+    # This box and these headings fit 80 columns.
+    title = f"{runs[0]['model']} on {runs[0]['task']}, test split"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for name in ("method", metric, "vs dense", "sparsity", "size", "steps", "train s"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    if len(runs) == 1 and runs[0]["dense"] is not None and runs[0]["method"] != "dense":
+        table.add_row("dense", f"{runs[0]['dense']['test'][metric]:.1%}", "", "0.0%", "100%", "", "")
+    several_seeds = len({run["seed"] for run in runs}) > 1
     for run in runs:
-        score = run["pruned"]["test"][metric]
-        against = f"{100 * (score - run['dense']['test'][metric]):+.1f} pt" if run["dense"] is not None else ""
+        score, dense, sparsity = run["pruned"]["test"][metric], run["dense"], run["sparsity"]
+        pruned = dense is not None and run["method"] != "dense"
         table.add_row(
-            run["method"],
+            run["method"] + (f", seed {run['seed']}" if several_seeds else ""),
             f"{score:.1%}",
-            "" if run["method"] == "dense" else against,
-            f"{run['sparsity']['encoder']:.1%}",
-            f"{run['sparsity']['model']:.1%}",
-            f"{1 - run['sparsity']['model']:.0%}",
+            f"{100 * (score - dense['test'][metric]):+.1f} pt" if pruned else "",
+            f"{sparsity['encoder']:.1%}",
+            f"{1 - sparsity['model']:.0%}",
             str(run["steps"]),
             f"{run['seconds']['train']:.0f}",
         )

@@ -64,15 +64,16 @@ class RunDirectory:
             return
         if not resume:
             state = "a finished run" if self.finished else "an unfinished run"
-            advice = "--overwrite to replace it" if self.finished else "--resume to go on, or --overwrite"
+            advice = "--overwrite to replace it" if self.finished else "--resume or --overwrite"
             raise ValueError(f"Output {self.path} holds {state}; give {advice}.")
         saved = self.config()
         changed = sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key))
         if changed:
             key = changed[0]
+            more = f" (and {len(changed) - 1} more differ)" if changed[1:] else ""
             raise ValueError(
-                f"Cannot resume {self.path}: {key} was {saved.get(key)!r} and is now {config.get(key)!r}"
-                f"{f' (and {len(changed) - 1} more differ)' if changed[1:] else ''}; give the same options, or --overwrite."
+                f"Cannot resume {self.path}: {key} was {saved.get(key)!r} and is now {config.get(key)!r}{more}; "
+                "give the same options, or --overwrite."
             )
 
     def clear(self) -> None:

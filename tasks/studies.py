@@ -148,7 +148,6 @@ class _Session:
         self.running.remove(ended.name)
         run = self.runs[ended.name]
         if run.state() == "finished":
-            run.clear_error()
             self.states[ended.name] = "finished"
             self.progress.end(ended.name, "finished")
         elif ended.killed:

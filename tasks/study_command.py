@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from typing import Any
 
-from argprune.tasks.studies import LocalExecutor, StudyOutcome, collect, load_study, progress_for, run_study
+from argprune.tasks.progress import print_summary
+from argprune.tasks.runs import RunDirectory
+from argprune.tasks.studies import LocalExecutor, Study, StudyOutcome, collect, load_study, progress_for, run_study
 
 
 def study_command(arguments: Namespace) -> int:
@@ -25,10 +28,22 @@ def study_command(arguments: Namespace) -> int:
     if arguments.collect is not None:
         collect(study, arguments.collect)
     if not arguments.quiet:
+        _summarise(study, outcome)
         print(f"study {study.output}: {outcome}")
     if not outcome.ok:
         print(f"argprune: error: {_complaint(outcome)}", file=sys.stderr)
     return 0 if outcome.ok else 1
+
+
+def _summarise(study: Study, outcome: StudyOutcome) -> None:
+    """A table of the finished runs for each task and model."""
+    tables: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for point in study.points:
+        if point.name in outcome.finished:
+            metrics = RunDirectory(study.output / point.name).metrics()
+            tables.setdefault((metrics["task"], metrics["model"]), []).append(metrics)
+    for runs in tables.values():
+        print_summary(sorted(runs, key=lambda run: (run["sparsity"]["target"], run["method"], run["seed"])))
 
 
 def _complaint(outcome: StudyOutcome) -> str:

@@ -8,11 +8,18 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import gzip
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+WriteRows = Callable[[Path, list[dict[str, Any]]], None]
 
 # No deadline: the first example of a test pays for imports. On CI the examples are the same every time.
 settings.register_profile("argprune", deadline=None)
@@ -41,3 +48,59 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.fail(f"ARGPRUNE_DATA is {folder!r}, which is not a folder. Correct or unset it.")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a two-layer BERT with a tokenizer of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(60))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def write_rows() -> WriteRows:
+    """Writes one part of a task: a gzip of JSON lines."""
+
+    def write(path: Path, rows: list[dict[str, Any]]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(path, "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, write_rows: WriteRows) -> str:
+    """Data folder with the task `words`: does the text hold an even word first?"""
+    folder = tmp_path_factory.mktemp("data")
+    rows = [
+        {
+            "id": i,
+            "text": " ".join(f"w{(i * 7 + j * 3) % 60}" for j in range(3 + i % 6)),
+            "label": (i * 7) % 2,
+        }
+        for i in range(240)
+    ]
+    for split, part in {"train": rows[:160], "dev": rows[160:200], "test": rows[200:]}.items():
+        write_rows(folder / "words" / f"{split}.jsonl.gz", part)
+    return str(folder)

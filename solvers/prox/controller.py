@@ -70,5 +70,6 @@ def _quantile(critical: list[Tensor], target: float) -> float:
         return 0.0
     # Just below the first entry to survive would do as well; the midpoint is the farthest from a rounding slip.
     last = kth_largest(critical, total - zeros + 1)
-    first = kth_largest(critical, total - zeros) if zeros < total else last
+    # Where all shall vanish there is no survivor; anything well above the last will do.
+    first = kth_largest(critical, total - zeros) if zeros < total else 2 * last
     return float(last + (first - last) / 2)

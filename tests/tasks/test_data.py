@@ -1,5 +1,7 @@
 import gzip
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,7 +9,7 @@ from argprune.tasks.data import list_tasks, load_task
 from argprune.tasks.stdlib_docs import MASK, PACKAGES, read_stdlib_docs
 from argprune.tasks.texts import SPLITS, Classification, Row
 
-from .conftest import write_rows
+WriteRows = Callable[[Path, list[dict[str, Any]]], None]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_folder_task(tiny_data: str) -> None:
     assert [info.name for info in list_tasks(tiny_data)] == ["stdlib-docs", "words"]
 
 
-def test_folder_task_without_test_part_holds_out_training_rows(tmp_path: Path) -> None:
+def test_folder_task_without_test_part_holds_out_training_rows(tmp_path: Path, write_rows: WriteRows) -> None:
     train = [{"text": f"a {i}", "text_pair": "b", "label": i % 2} for i in range(400)]
     dev = [{"text": f"dev {i}", "text_pair": "b", "label": i % 2} for i in range(10)]
     write_rows(tmp_path / "pairs" / "train.jsonl.gz", train)
@@ -91,7 +93,7 @@ def test_folder_task_without_test_part_holds_out_training_rows(tmp_path: Path) -
         ('{"text": 5, "label": 1}', "line 3: text and text_pair must be strings"),
     ],
 )
-def test_corrupt_rows_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+def test_corrupt_rows_name_file_and_line(tmp_path: Path, write_rows: WriteRows, line: str, message: str) -> None:
     write_rows(tmp_path / "t" / "dev.jsonl.gz", [{"text": "a", "label": 0}])
     good = '{"text": "a b", "label": 0}\n'
     with gzip.open(tmp_path / "t" / "train.jsonl.gz", "wt") as file:
@@ -100,7 +102,7 @@ def test_corrupt_rows_name_file_and_line(tmp_path: Path, line: str, message: str
         load_task("t", tmp_path)
 
 
-def test_truncated_gzip_names_file(tmp_path: Path) -> None:
+def test_truncated_gzip_names_file(tmp_path: Path, write_rows: WriteRows) -> None:
     write_rows(tmp_path / "t" / "dev.jsonl.gz", [{"text": "a", "label": 0}])
     path = tmp_path / "t" / "train.jsonl.gz"
     write_rows(path, [{"text": f"text {i} {hash(i)}", "label": 0} for i in range(500)])

@@ -108,12 +108,12 @@ def test_grid_by_example() -> None:
     assert options_of({"method": ["rpp", rpp, {"name": "rpp"}]}) == [{"method": "rpp"}, {"method": rpp}]
     # A list that is a value is an entry of an axis.
     assert options_of({"include": [["a", "b"], ["c"]]}) == [{"include": ["a", "b"]}, {"include": ["c"]}]
-    union = [{"sparsity": [0.5, 0.9]}, {"method": "rpp", "sparsity": [0.9]}, {"sparsity": 0.9}]
+    union: list[dict[str, Any]] = [{"sparsity": [0.5, 0.9]}, {"method": "rpp", "sparsity": [0.9]}, {"sparsity": 0.9}]
     assert options_of(union) == [{}, {"sparsity": 0.9}, {"method": "rpp", "sparsity": 0.9}]
 
 
 def test_references_are_shared_and_first() -> None:
-    grid = [
+    grid: list[dict[str, Any]] = [
         {"method": ["rpp", "magnitude"], "sparsity": [0.5, 0.9], "seed": [0, 1]},
         {"epochs": 9, "warmup": 0.5},
     ]

@@ -1,0 +1,168 @@
+"""The command line: what it prints, and with which exit status, in process and once as a real command."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from argprune.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prnue"], "Unknown command 'prnue'. Known: prune, study, list."),
+        (["list", "colours"], "invalid choice: 'colours'"),
+        (["prune", "--sparsity", "0.5"], "No output. Give --output RUN"),
+        (["prune", "--method", "rrp", "--sparsity", "0.5"], "Unknown method 'rrp'. Did you mean 'rpp'?"),
+        (["prune", "--method", "no_such_module:X", "--sparsity", "0.5"], "Cannot load method 'no_such_module:X'"),
+        (
+            ["prune", "--sparsity", "1.5"],
+            "sparsity 1.5: it is the fraction of zeros over the prunable weights, in [0, 1).",
+        ),
+        (["prune", "--sparsity", "most"], "--sparsity: 'most' is not float or null."),
+        (["prune"], "Method 'rpp' needs sparsity"),
+        (["prune", "--sparsity", "0.5", "--method.eps_rw", "x"], "--method.eps_rw: 'x' is not float."),
+        (["prune", "--sparsity", "0.5", "--method.colour", "x"], "unrecognized arguments: --method.colour x"),
+        (
+            ["prune", "--sparsity", "0.5", "--task", "stdlib-doc"],
+            "Unknown task 'stdlib-doc'. Did you mean 'stdlib-docs'?",
+        ),
+        (["prune", "--sparsity", "0.5", "--model", "/no/such/model"], "No folder '/no/such/model'."),
+        (["prune", "--sparsity", "0.5", "--batch-size", "0"], "batch_size 0"),
+        (["prune", "--sparsity", "0.5", "--config", "no-such.yaml"], "no-such.yaml"),
+        (["study", "no-such.yaml"], "no-such.yaml"),
+        (["study", "s.yaml", "--backend", "slurm"], "invalid choice: 'slurm'"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] == "prune" and message.split(".")[0] != "No output":
+        arguments = [*arguments, "--output", "run"]
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert message in err
+    assert err.startswith("argprune: error: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_extra_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, _, err = run("prune", "--sparsity", "0.5", "--output", tmp_path / "run")
+    assert status == 2
+    assert "pip install 'argprune[demo]'" in err
+
+
+def test_no_arguments_print_help(run: Run) -> None:
+    status, out, _ = run()
+    assert status == 2
+    assert "prune" in out
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("methods", {"dense", "magnitude", "rpp"}),
+        ("regularizers", {"l1", "weighted_l1"}),
+        ("tasks", {"stdlib-docs"}),
+        ("models", {"minilm"}),
+        ("criteria", set()),
+    ],
+)
+def test_list(run: Run, kind: str, names: set[str]) -> None:
+    status, out, _ = run("list", kind)
+    assert status == 0
+    assert names <= {line.split()[0] for line in out.splitlines()}
+
+
+def test_print_config_is_a_config(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["prune", "--method", "magnitude", "--sparsity", "0.7", "--method.every", "5", "--print_config"])
+    assert not stop.value.code
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["method"]["every"] == 5
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        main(["prune", "--config", str(tmp_path / "c.yaml"), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(text)
+
+
+@pytest.fixture
+def tiny(tiny_model: str, tiny_data: str, tmp_path: Path) -> Path:
+    """A config file of a run that takes a second."""
+    options: dict[str, Any] = {"model": tiny_model, "task": "words", "data_dir": tiny_data, "max_steps": 6}
+    options |= {"batch_size": 8, "max_length": 16, "log_every": 1, "method": "magnitude", "sparsity": 0.5}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
+def test_prune_reports_lines_and_a_table(run: Run, tiny: Path, tmp_path: Path) -> None:
+    status, out, err = run("prune", "--config", tiny, "--method.every", "1", "--output", tmp_path / "run")
+    assert status == 0
+    assert "magnitude" in out
+    assert "dense" in out
+    assert "50.0%" in out
+    assert "step 6/6" in err
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"]["every"] == 1
+    assert run("prune", "--config", tiny, "--output", tmp_path / "run")[0] == 2
+    assert run("prune", "--config", tmp_path / "run" / "config.yaml", "--output", tmp_path / "run", "--resume")[0] == 0
+
+
+def test_quiet_says_nothing(run: Run, tiny: Path, tmp_path: Path) -> None:
+    assert run("prune", "--config", tiny, "--output", tmp_path / "run", "-q") == (0, "", "")
+
+
+def test_failed_run_is_status_1(run: Run, tiny: Path, tmp_path: Path) -> None:
+    # Adam's first step has the length of the learning rate: weights of 1e38 overflow in the next forward pass.
+    status, _, err = run(
+        "prune", "--config", tiny, "--learning_rate", "1e38", "--lr_warmup", "0", "--output", tmp_path / "run", "-q"
+    )
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "loss is" in err
+    assert "Lower learning_rate" in err
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_study_from_end_to_end(tiny: Path, tmp_path: Path) -> None:
+    base = yaml.safe_load(tiny.read_text()) | {"data_dir": str(yaml.safe_load(tiny.read_text())["data_dir"])}
+    del base["method"], base["sparsity"]
+    study = {
+        "output": str(tmp_path / "runs"),
+        "base": base,
+        "grid": {"method": ["rpp"], "sparsity": [0.5], "seed": [0]},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    command = [sys.executable, "-m", "argprune", "study", "study.yaml", "--jobs", "2", "--collect", "table.csv"]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    assert "rpp" in first.stdout
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 3
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/metrics.json")}
+    assert len(finished) == 2
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert json.loads(next(iter(finished)).read_text())["task"] == "words"
