@@ -11,6 +11,9 @@ class CubicSparsity:
 
     begin, end: step numbers, 0 <= begin <= end; initial, final: sparsities in [0, 1).
     Constant outside the interval. Reference: Zhu and Gupta (2017), equation 1.
+
+    >>> [round(CubicSparsity(0.8, begin=0, end=10)(step), 3) for step in (0, 5, 10, 99)]
+    [0.0, 0.7, 0.8, 0.8]
     """
 
     final: float

@@ -9,6 +9,7 @@ from typing import Any
 
 from argprune.solvers import registry
 from argprune.solvers.methods import Dense, Method
+from argprune.tasks.data import EMBEDDED
 from argprune.tasks.settings import Settings, resolve_precision
 
 
@@ -49,8 +50,9 @@ def plan(options: Mapping[str, Any]) -> Plan:
     for key in ("include", "exclude", "report_to"):
         if isinstance(values.get(key), str):
             values[key] = (values[key],)
-    values.setdefault("data_dir", None)
-    values["data_dir"] = values["data_dir"] or os.environ.get("ARGPRUNE_DATA")
+    embedded = values.get("task", Settings.task) in EMBEDDED
+    # Where the data folder lies is no part of a run that does not read it.
+    values["data_dir"] = None if embedded else values.get("data_dir") or os.environ.get("ARGPRUNE_DATA")
     try:
         settings = Settings(**values)
     except TypeError as error:

@@ -38,10 +38,8 @@ from argprune.tasks.runs import (
     write_json,
     write_yaml,
 )
+from argprune.tasks.settings import SHARED
 from argprune.tasks.texts import SPLITS, Classification
-
-# Options on which a dense reference and the run compared with it must agree.
-_SHARED = ("model", "task", "seed", "epochs", "max_steps", "batch_size", "max_length")
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _check_reference(planned: Plan, reference: Path) -> None:
     if saved["method"]["name"] != "dense":
         raise ValueError(f"Dense reference {reference} is a run of method {saved['method']['name']!r}, not dense.")
     wanted = planned.to_options()
-    for key in _SHARED:
+    for key in SHARED:
         if saved[key] != wanted[key]:
             raise ValueError(
                 f"Dense reference {reference} has {key} {saved[key]!r}, this run {wanted[key]!r}; they must agree."

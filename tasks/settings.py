@@ -11,6 +11,9 @@ import torch
 
 Precision = Literal["auto", "fp32", "bf16"]
 
+# The settings that a run and its dense reference share: what is learned, from which start, on which budget.
+SHARED = ("model", "task", "data_dir", "seed", "epochs", "max_steps", "batch_size", "max_length")
+
 
 @dataclass(frozen=True)
 class Settings:

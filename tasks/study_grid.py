@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
+from argprune.tasks.settings import SHARED
+
 DENSE = "dense"
-# What a point and its dense reference share, wherever the point has it from; `argprune prune` insists on it.
-SHARED = ("model", "task", "data_dir", "seed", "epochs", "max_steps", "batch_size", "max_length")
 # What a study sets itself for every point; no part of a point's identity.
 OWNED = ("output", "dense", "config", "resume")
 _KEYS = ("output", "base", "reference", "grid")

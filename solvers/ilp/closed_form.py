@@ -20,6 +20,9 @@ def keep_largest(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
     scores: floating tensors of any shapes on one device, larger = keep; infinities are ordered as numbers.
     keep: 0 <= keep <= total number of entries. Ties are broken by position: earlier tensor, then smaller flat index.
     Returns boolean tensors of the same shapes. Raises ValueError on NaN or a count out of range.
+
+    >>> keep_largest([torch.tensor([1.0, 3.0]), torch.tensor([3.0, 2.0])], keep=2)
+    [tensor([False,  True]), tensor([ True, False])]
     """
     total = sum(score.numel() for score in scores)
     if not 0 <= keep <= total:

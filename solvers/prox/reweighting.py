@@ -15,6 +15,10 @@ class LogReweighting:
     small eps makes zeros final. normalise: multiply by the matrix mean of |w| + eps, which keeps one strength
     meaningful from round to round and from matrix to matrix (the printed method has no such factor).
     Reference: Candes, Wakin and Boyd (2008), section 2.2; Guo et al. (2019).
+
+    >>> import torch
+    >>> LogReweighting(eps=1.0, normalise=False).factors(torch.tensor([0.0, -1.0, 3.0]))
+    tensor([1.0000, 0.5000, 0.2500])
     """
 
     eps: float
