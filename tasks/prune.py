@@ -101,38 +101,38 @@ def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet
     if run.finished and not overwrite:
         return Run(output, run.metrics())
     job = _Job.prepare(planned)
-    reference = None if isinstance(planned.method, Dense) else _reference(planned, output)
-    if reference is not None:
-        _check_reference(planned, reference)
+    reference = None if isinstance(planned.method, Dense) else Path(planned.dense or output / "dense")
+    problem = reference and _disagreement(planned, reference)
+    # A reference inside the run is replaced with it; one that others may share is not.
+    replace_reference = problem is not None and overwrite and planned.dense is None
+    if problem and not replace_reference:
+        raise ValueError(problem)
     with held(run.lock(), output, wait=False):
         run.check(options, resume=resume, overwrite=overwrite)
         if overwrite or not (output / CONFIG).is_file():
             run.clear()
             write_yaml(output / CONFIG, options)
+        if reference is not None and replace_reference:
+            RunDirectory(reference).clear()
         dense = None if reference is None else _run_reference(planned, reference, quiet=quiet)
         metrics = job.run(run, dense, quiet=quiet)
     return Run(output, metrics)
 
 
-def _reference(planned: Plan, output: Path) -> Path:
-    return Path(planned.dense) if planned.dense is not None else output / "dense"
-
-
-def _check_reference(planned: Plan, reference: Path) -> None:
+def _disagreement(planned: Plan, reference: Path) -> str | None:
+    """Why a folder cannot be the dense reference of a plan; None where it can."""
     run = RunDirectory(reference)
     if not (reference / CONFIG).is_file():
         if reference.is_dir() and set(os.listdir(reference)) - {".lock"}:
-            raise ValueError(f"Dense reference {reference} is a folder, but no run; give a dense run, or a new folder.")
-        return
-    saved = run.config()
+            return f"Dense reference {reference} is a folder, but no run; give a dense run, or a new folder."
+        return None
+    saved, wanted = run.config(), planned.to_options()
     if saved["method"]["name"] != "dense":
-        raise ValueError(f"Dense reference {reference} is a run of method {saved['method']['name']!r}, not dense.")
-    wanted = planned.to_options()
+        return f"Dense reference {reference} is a run of method {saved['method']['name']!r}, not dense."
     for key in SHARED:
         if saved[key] != wanted[key]:
-            raise ValueError(
-                f"Dense reference {reference} has {key} {saved[key]!r}, this run {wanted[key]!r}; they must agree."
-            )
+            return f"Dense reference {reference} has {key} {saved[key]!r}, this run {wanted[key]!r}; they must agree."
+    return None
 
 
 def _run_reference(planned: Plan, reference: Path, *, quiet: bool) -> Mapping[str, Any]:

@@ -106,7 +106,7 @@ class Support:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the masks; the weights are expected to be zero there already."""
         if any(name.startswith("mask.") for name in state):
-            self._dropped = [~state[f"mask.{weight.name}"] for weight in self._weights]
+            self._dropped = [~state[f"mask.{w.name}"].to(w.parameter.device) for w in self._weights]
 
 
 def keep_count(numel: int, sparsity: float) -> int:

@@ -173,11 +173,16 @@ class RPP(Method):
         """Restore factors and masks."""
         self._set_rules(state["scales"].tolist())
         self._support.load_state_dict(state)
-        self._was_zero = [state[f"zero.{w.name}"] for w in self._weights if f"zero.{w.name}" in state]
+        self._was_zero = [self._saved(state, "zero", w) for w in self._weights if f"zero.{w.name}" in state]
         self._top_up, self._prox_sparsity = int(state["top_up"]), float(state["prox_sparsity"])
         self._proximal.regularizers = [
-            WeightedL1(1.0, state.get(f"factors.{weight.name}", 1.0)) for weight in self._weights
+            WeightedL1(1.0, self._saved(state, "factors", w) if f"factors.{w.name}" in state else 1.0) for w in self._weights
         ]
+
+    @staticmethod
+    def _saved(state: Mapping[str, Any], what: str, weight: Weight) -> Tensor:
+        saved: Tensor = state[f"{what}.{weight.name}"]
+        return saved.to(weight.parameter.device)
 
     def logs(self) -> dict[str, float]:
         """Sparsity from real zeros, penalty, range of the strength over matrices, entries regrown since reweighting."""

@@ -213,6 +213,16 @@ def test_finished_run_is_never_overwritten_unasked(job: dict[str, Any], dense: P
     assert second.metrics["sparsity"]["target"] == 0.6
 
 
+def test_overwrite_replaces_the_reference_inside_but_not_a_shared_one(job: dict[str, Any], tmp_path: Path) -> None:
+    small = {**job, "max_steps": 2, "method": "magnitude", "sparsity": 0.5}
+    inside = prune(**small, output=tmp_path / "run").path / "dense"
+    prune(**small, seed=1, output=tmp_path / "run", overwrite=True)
+    assert RunDirectory(inside).metrics()["seed"] == 1
+    with pytest.raises(ValueError, match="has seed 1, this run 2"):
+        prune(**small, seed=2, output=tmp_path / "other", dense=inside, overwrite=True)
+    assert RunDirectory(inside).metrics()["seed"] == 1
+
+
 def test_foreign_folders_and_files_are_refused(job: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"")
