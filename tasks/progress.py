@@ -101,27 +101,32 @@ def make_progress(title: str, *, quiet: bool) -> Progress:
     return Bar(title, console) if sys.stderr.isatty() else Lines(title, console)
 
 
-def print_summary(runs: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+def print_summary(
+    runs: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None, console: Console | None = None
+) -> None:
     """A table of finished runs of one task and model, one row each, from their metrics.
+
+    labels: what to call the runs (default: by method, and by seed where there are several).
 
     Columns: the metric on the test split, points against dense, sparsity of the encoder's prunable weights, nonzero
     share of all parameters, optimizer steps, seconds of training. A single pruned run is preceded by its dense
     reference.
     """
     metric = runs[0]["metric"]
-    # This box and these headings fit 80 columns.
     title = f"{runs[0]['model']} on {runs[0]['task']}, test split"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for name in ("method", metric, "vs dense", "sparsity", "size", "steps", "train s"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     if len(runs) == 1 and runs[0]["dense"] is not None and runs[0]["method"] != "dense":
         table.add_row("dense", f"{runs[0]['dense']['test'][metric]:.1%}", "", "0.0%", "100%", "", "")
-    several_seeds = len({run["seed"] for run in runs}) > 1
-    for run in runs:
+    if labels is None:
+        several_seeds = len({run["seed"] for run in runs}) > 1
+        labels = [run["method"] + (f", seed {run['seed']}" if several_seeds else "") for run in runs]
+    for label, run in zip(labels, runs, strict=True):
         score, dense, sparsity = run["pruned"]["test"][metric], run["dense"], run["sparsity"]
         pruned = dense is not None and run["method"] != "dense"
         table.add_row(
-            run["method"] + (f", seed {run['seed']}" if several_seeds else ""),
+            label,
             f"{score:.1%}",
             f"{100 * (score - dense['test'][metric]):+.1f} pt" if pruned else "",
             f"{sparsity['encoder']:.1%}",
@@ -129,7 +134,9 @@ def print_summary(runs: Sequence[Mapping[str, Any]], console: Console | None = N
             str(run["steps"]),
             f"{run['seconds']['train']:.0f}",
         )
-    (console or Console()).print(table)
+    # A file or a pipe has no width; rich would assume 80 columns and cut names short.
+    console = console or (Console() if sys.stdout.isatty() else Console(width=120))
+    console.print(table)
 
 
 def _state(values: Mapping[str, Any]) -> str:

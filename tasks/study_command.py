@@ -37,13 +37,20 @@ def study_command(arguments: Namespace) -> int:
 
 def _summarise(study: Study, outcome: StudyOutcome) -> None:
     """A table of the finished runs for each task and model."""
-    tables: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    tables: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for point in study.points:
         if point.name in outcome.finished:
             metrics = RunDirectory(study.output / point.name).metrics()
-            tables.setdefault((metrics["task"], metrics["model"]), []).append(metrics)
+            tables.setdefault((metrics["task"], metrics["model"]), {})[point.name] = metrics
     for runs in tables.values():
-        print_summary(sorted(runs, key=lambda run: (run["sparsity"]["target"], run["method"], run["seed"])))
+        names = sorted(runs, key=lambda name: _identity(runs[name]))
+        # Runs that differ in other options than these are told apart by their folders.
+        ambiguous = len({_identity(run) for run in runs.values()}) < len(runs)
+        print_summary([runs[name] for name in names], names if ambiguous else None)
+
+
+def _identity(run: dict[str, Any]) -> tuple[float, str, int]:
+    return run["sparsity"]["target"], run["method"], run["seed"]
 
 
 def _complaint(outcome: StudyOutcome) -> str:
