@@ -4,7 +4,7 @@ Both sides hold copies of the same weights, with the shapes of a BERT encoder's 
 gradients, and the factors of a weighted l1. They are timed in turn, and the ratio is the median of the pairs' ratios,
 so that whatever else the machine does meets both sides. Both sides take one optimizer step a turn.
 
-    python benchmarks/step.py [--quick] [--repetitions N] [--threads N] [--json FILE]
+    python benchmarks/step.py [--quick] [--model NAME ...] [--repetitions N] [--threads N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ def main() -> None:
     """Print one row a comparison; write all of them where asked."""
     parser = argparse.ArgumentParser(description="What the prox adds to an AdamW step.")
     parser.add_argument("--quick", action="store_true", help="few repetitions: for a look, not for a report")
+    parser.add_argument("--model", nargs="+", choices=ENCODERS, default=list(ENCODERS), help="default: all")
     parser.add_argument("--repetitions", type=int, help="timed pairs a comparison, at least 2 (default 41; quick 7)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the versions here")
@@ -134,7 +135,7 @@ def main() -> None:
     header = f"{'device':8}{'model':12}{'entries':>12}  {'AdamW':9}{'metric':11}"
     print(header + f"{'alone ms':>10}{'prox ms':>10}{'ratio':>8}  quartiles")
     for device in devices:
-        for model in ENCODERS:
+        for model in options.model:
             for adamw in OPTIMIZERS:
                 for metric in METRICS:
                     row = compare(model, adamw, metric, torch.device(device), repetitions, warm=3)

@@ -115,7 +115,7 @@ def soft_threshold_(w: Tensor, threshold: float | Tensor, scale: float = 1.0) ->
         return torch.clamp(zero, w.sub_(threshold, alpha=scale), upper, out=w)
     # Chunks that stay in the cache: memory is then read twice and written once, whatever the number of operations.
     buffer = w.new_empty(min(_CHUNK, w.numel()))
-    for piece, limits in zip(w.view(-1).split(_CHUNK), threshold.view(-1).split(_CHUNK), strict=True):
+    for piece, limits in zip(torch.split(w.view(-1), _CHUNK), torch.split(threshold.view(-1), _CHUNK), strict=True):
         upper = torch.add(piece, limits, alpha=scale, out=buffer[: len(piece)])
         torch.clamp(zero, piece.sub_(limits, alpha=scale), upper, out=piece)
     return w
