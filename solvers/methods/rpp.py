@@ -176,7 +176,8 @@ class RPP(Method):
         self._was_zero = [self._saved(state, "zero", w) for w in self._weights if f"zero.{w.name}" in state]
         self._top_up, self._prox_sparsity = int(state["top_up"]), float(state["prox_sparsity"])
         self._proximal.regularizers = [
-            WeightedL1(1.0, self._saved(state, "factors", w) if f"factors.{w.name}" in state else 1.0) for w in self._weights
+            WeightedL1(1.0, self._saved(state, "factors", w)) if f"factors.{w.name}" in state else WeightedL1(1.0)
+            for w in self._weights
         ]
 
     @staticmethod
