@@ -189,6 +189,8 @@ def test_the_network_learns(cls: Any, kwargs: dict[str, Any]) -> None:
 
 def test_keep_count_rounds_the_zeros() -> None:
     assert [keep_count(10, s) for s in (0.0, 0.24, 0.25, 0.35, 0.99)] == [10, 8, 8, 6, 0]
+    # It is the number of zeros that is rounded, to the even neighbour: 2 zeros of 2.5, not 2 kept of 2.5.
+    assert [keep_count(5, s) for s in (0.5, 0.3)] == [3, 3]
     assert keep_count(384 * 384, 0.6) == 147_456 - 88_474
 
 
@@ -420,22 +422,28 @@ def test_rpp_reweights_at_its_steps_only() -> None:
 
 def test_rpp_counts_what_regrows() -> None:
     """A prox without absorbing zeros: weights at zero at the last reweighting are alive again a few steps later."""
-    method = RPP(0.5, strength=1e-3, eps_rw=10.0, reweight_every=100)
-    run = Run(method)
-    with torch.no_grad():
-        run.weights[0].parameter[:, :4] = 0
-    begin = Phases(method.warmup, method.cooldown).steps(TOTAL)[0]
-    method._phases = Phases(0.0, method.cooldown)
-    method.attach(run.weights, TOTAL)
-    run.optimizer = method.wrap_optimizer(AdamW(run.parameters, lr=RATE))
-    assert begin > 0
-    assert method.logs() == {"sparsity": pytest.approx(40 / 150)}
+
+    def start() -> Run:
+        run = Run(RPP(0.5, strength=1e-3, eps_rw=10.0, reweight_every=100, warmup=0.0))
+        with torch.no_grad():
+            run.weights[0].parameter[:, :4] = 0
+        return run
+
+    run = start()
+    assert run.method.logs() == {"sparsity": pytest.approx(40 / 150)}
     run.step(0)
-    logs = method.logs()
+    logs = run.method.logs()
     assert logs["regrown"] == 40
     assert logs["strength_min"] == logs["strength_max"] == 1e-3
     assert logs["penalty"] > 0
     assert logs["sparsity"] == zero_fraction(run.weights)
+    # A resumed run goes on counting from the same round.
+    resumed = start()
+    resumed.load(run.save())
+    for one in (run, resumed):
+        one.step(1)
+    assert resumed.method.logs() == run.method.logs()
+    assert run.method.logs()["regrown"] > 30
 
 
 def test_rpp_does_not_depend_on_the_scale_of_a_matrix() -> None:
