@@ -6,13 +6,17 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+# Entries that elementwise passes take at a time: few enough to stay in a core's cache, enough to hide the calls.
+CHUNK = 1 << 17
+
 
 @runtime_checkable
 class Regularizer(Protocol):
     """A function R of a tensor with prox(w, step) = argmin_x R(x) + ||x - w||^2 / (2 step).
 
     Optional members: `distance(w, grad)`, `expression(x)` where convex, `factors(w)` where concave, and
-    `prox_(w, step)`, the in-place form that optimizer steps use when it is there.
+    `prox_(w, step)`, the in-place form that optimizer steps use when it is there. Where `separable` is True,
+    `prox_(w, step, part)` is asked for entries `part` (a slice of the flattened tensor) alone, which w and step hold.
     """
 
     def value(self, w: Tensor) -> Tensor:

@@ -72,4 +72,6 @@ def _quantile(critical: list[Tensor], target: float) -> float:
     last = kth_largest(critical, total - zeros + 1)
     # Where all shall vanish there is no survivor; anything well above the last will do.
     first = kth_largest(critical, total - zeros) if zeros < total else 2 * last
-    return float(last + (first - last) / 2)
+    strength = float(last + (first - last) / 2)
+    # At a learning rate of 0 no strength zeroes anything, and the prox is the identity.
+    return strength if strength < float("inf") else 0.0

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from argprune.solvers.groups import Elements, Weight
-from argprune.solvers.prox.base import Regularizer, apply_prox_
+from argprune.solvers.prox.base import CHUNK, Regularizer, apply_prox_
 
 Metric = Literal["decoupled", "constant", "metric"]
 Strength = float | Sequence[float] | Callable[["ProximalOptimizer"], Sequence[float]]
@@ -106,7 +106,11 @@ class ProximalOptimizer(Optimizer):
         for index, (weight, strength) in enumerate(zip(self.weights, self.strengths(), strict=True)):
             if strength == 0:
                 continue
-            regularizer, step = self._regularizers[index], self.prox_step(index)
+            regularizer = self._regularizers[index]
+            if self.metric == "metric" and _goes_by_chunks(weight, regularizer):
+                self._prox_by_chunks_(index, strength)
+                continue
+            step = self.prox_step(index)
             step = step.mul_(strength) if isinstance(step, Tensor) else step * strength
             if isinstance(weight.groups, Elements):
                 apply_prox_(regularizer, weight.parameter.data, step)
@@ -116,6 +120,19 @@ class ProximalOptimizer(Optimizer):
             matrix = weight.matrix
             result = regularizer.prox(weight.groups.split(matrix), step)
             matrix.copy_(weight.groups.join(result, matrix.shape))
+
+    def _prox_by_chunks_(self, index: int, strength: float) -> None:
+        """The metric prox of a separable regularizer, by pieces that stay in the cache from metric to threshold."""
+        regularizer: Any = self._regularizers[index]
+        w = self.weights[index].parameter.data.view(-1)
+        second, correction, group = self._second_moments(index)
+        second, rate = second.view(-1), float(group["lr"]) * strength
+        buffer = w.new_empty(min(CHUNK, w.numel()))
+        for start in range(0, w.numel(), CHUNK):
+            part = slice(start, start + CHUNK)
+            piece = w[part]
+            step = _metric_step(second[part], correction, group["eps"], rate, out=buffer[: len(piece)])
+            regularizer.prox_(piece, step, part)
 
     def prox_step(self, index: int, stride: int | None = None) -> float | Tensor:
         """The prox step tau of one weight at strength 1: a float, or for "metric" a tensor of the parameter's shape.
@@ -129,19 +146,23 @@ class ProximalOptimizer(Optimizer):
         rate = float(group["lr"])
         if self.metric == "decoupled":
             return rate
-        return self._metric_diagonal(self.weights[index].parameter, group, stride).reciprocal_().mul_(rate)
+        second, correction, _ = self._second_moments(index)
+        second = second if stride is None else second.flatten()[::stride]
+        out = torch.empty_like(second, dtype=self.weights[index].parameter.dtype)
+        return _metric_step(second, correction, group["eps"], rate, out=out)
 
-    def _metric_diagonal(self, parameter: Tensor, group: dict[str, Any], stride: int | None) -> Tensor:
+    def _second_moments(self, index: int) -> tuple[Tensor, float, dict[str, Any]]:
+        """Adam's second moments of a weight, their bias correction, and the weight's parameter group."""
+        parameter, group = self.weights[index].parameter, self.param_groups[self._group_of[index]]
         state = self.optimizer.state.get(parameter, {})
         second = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
         if second is None or "betas" not in group or second.shape != parameter.shape:
             name = type(self.optimizer).__name__
-            raise ValueError(f"metric 'metric' needs Adam's second moments, and {name} has none; choose 'decoupled'.")
-        correction = 1 - float(group["betas"][1]) ** float(state["step"])
-        if stride is not None:
-            second = second.flatten()[::stride]
-        mean_square: Tensor = second.to(parameter.dtype) / correction
-        return mean_square.sqrt_().add_(group["eps"])
+            raise ValueError(
+                f"{self.weights[index].name or 'a weight'}: metric 'metric' needs Adam's second moments, and "
+                f"{name} has none; choose 'decoupled', or give the weight a gradient first."
+            )
+        return second, 1 - float(group["betas"][1]) ** float(state["step"]), group
 
     # What follows makes the wrapper stand in for the optimizer it wraps.
 
@@ -178,6 +199,22 @@ class ProximalOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         return f"ProximalOptimizer({self.optimizer!r}, {len(self.weights)} weights, metric={self.metric!r})"
+
+
+def _goes_by_chunks(weight: Weight, regularizer: Regularizer) -> bool:
+    w = weight.parameter
+    separable = getattr(regularizer, "separable", False) and hasattr(regularizer, "prox_")
+    return separable and isinstance(weight.groups, Elements) and w.device.type == "cpu" and w.is_contiguous()
+
+
+def _metric_step(second: Tensor, correction: float, eps: float, rate: float, out: Tensor) -> Tensor:
+    """rate / (sqrt(second / correction) + eps), into `out`."""
+    root = correction**0.5
+    if out.dtype == second.dtype:
+        torch.sqrt(second, out=out)
+    else:
+        out.copy_(second.sqrt())
+    return out.add_(eps * root).reciprocal_().mul_(rate * root)
 
 
 def _check_strengths(strengths: Sequence[float], count: int) -> None:

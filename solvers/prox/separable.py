@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from argprune.solvers.prox.base import CHUNK
 from argprune.solvers.registry import register
-
-_CHUNK = 1 << 17
 
 
 @register("regularizers", "l1", examples=[{"strength": 0.7}, {"strength": 0.0}])
@@ -37,8 +36,8 @@ class L1:
         """Soft threshold at step * strength."""
         return self.prox_(w.detach().clone(), step)
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Soft threshold at step * strength, in place."""
+    def prox_(self, w: Tensor, step: float | Tensor, part: slice | None = None) -> Tensor:
+        """Soft threshold at step * strength, in place; which entries w holds (`part`) changes nothing."""
         return soft_threshold_(w, step, scale=self.strength)
 
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:
@@ -80,13 +79,14 @@ class WeightedL1:
         """Soft threshold at step * strength * factors."""
         return self.prox_(w.detach().clone(), step)
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Soft threshold at step * strength * factors, in place."""
+    def prox_(self, w: Tensor, step: float | Tensor, part: slice | None = None) -> Tensor:
+        """Soft threshold at step * strength * factors, in place; w holds the entries `part` of the flat tensor."""
         if not isinstance(self.factors, Tensor):
             return soft_threshold_(w, step, scale=self.strength * self.factors)
+        factors = self.factors if part is None else self.factors.view(-1)[part]
         if isinstance(step, Tensor):
-            return soft_threshold_(w, step * self.factors, scale=self.strength)
-        return soft_threshold_(w, self.factors, scale=self.strength * step)
+            return soft_threshold_(w, step * factors, scale=self.strength)
+        return soft_threshold_(w, factors, scale=self.strength * step)
 
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:
         """Distance of -grad to the subdifferential at w, entry by entry; 0 where stationary."""
@@ -114,8 +114,8 @@ def soft_threshold_(w: Tensor, threshold: float | Tensor, scale: float = 1.0) ->
         upper = torch.add(w, threshold, alpha=scale)
         return torch.clamp(zero, w.sub_(threshold, alpha=scale), upper, out=w)
     # Chunks that stay in the cache: memory is then read twice and written once, whatever the number of operations.
-    buffer = w.new_empty(min(_CHUNK, w.numel()))
-    for piece, limits in zip(torch.split(w.view(-1), _CHUNK), torch.split(threshold.view(-1), _CHUNK), strict=True):
+    buffer = w.new_empty(min(CHUNK, w.numel()))
+    for piece, limits in zip(torch.split(w.view(-1), CHUNK), torch.split(threshold.view(-1), CHUNK), strict=True):
         upper = torch.add(piece, limits, alpha=scale, out=buffer[: len(piece)])
         torch.clamp(zero, piece.sub_(limits, alpha=scale), upper, out=piece)
     return w

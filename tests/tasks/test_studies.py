@@ -275,9 +275,13 @@ def driver(tmp_path: Path, fake: list[str]) -> Iterator[tuple[subprocess.Popen[s
     the_study = study(tmp_path, {"fake": ["hang once", "hang stubbornly once"], "seed": 0})
     the_study.output.mkdir()
     (tmp_path / "study.yaml").write_text(the_study.to_yaml())
+    # Under nohup, or in the background of a script, these signals are ignored, and the process would inherit that.
     code = f"""
+import signal
 from pathlib import Path
 import yaml
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from argprune.tasks.studies import LocalExecutor, Study, run_study
 keys = yaml.safe_load(open({str(tmp_path / "study.yaml")!r}))
 keys["output"] = Path(keys["output"])
