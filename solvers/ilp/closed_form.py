@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_SAMPLE = 1 << 16
+# Up to this many entries are selected from directly; the bracket for more is read off a sample of the second size.
+_DIRECT = 1 << 20
+_SAMPLE = 1 << 12
 
 
 def keep_largest(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
@@ -32,6 +34,10 @@ def keep_largest(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
     if keep in (0, total):
         return [torch.full_like(score, keep > 0, dtype=torch.bool) for score in scores]
     threshold = kth_largest(scores, keep)
+    at_least = [score >= threshold for score in scores]
+    if sum(int(mask.count_nonzero()) for mask in at_least) == keep:
+        return at_least
+    # More entries than wanted share the threshold's value: the first of them are kept.
     # Contiguous: a comparison keeps the strides of a transposed score, and `view` below needs flat memory.
     above = [(score > threshold).contiguous() for score in scores]
     missing = keep - sum(int(mask.sum()) for mask in above)
@@ -50,6 +56,8 @@ def kth_largest(scores: Sequence[Tensor], k: int) -> Tensor:
     scores: floating tensors of any shapes on one device and of one dtype; 1 <= k <= total number of entries.
     """
     total = sum(score.numel() for score in scores)
+    if total <= _DIRECT:
+        return torch.cat([score.flatten() for score in scores]).kthvalue(total - k + 1).values
     low, high = _bracket(scores, k, total)
     count_above = sum(int((score > high).sum()) for score in scores)
     inside = torch.cat([score[(score >= low) & (score <= high)] for score in scores])

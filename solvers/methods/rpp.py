@@ -195,7 +195,7 @@ class RPP(Method):
             assert isinstance(regularizer, WeightedL1)
             penalty += strength * float(regularizer.value(weight.parameter.detach()))
         regrown = sum(
-            int(weight.parameter.detach()[zero].count_nonzero())
+            int(((weight.parameter.detach() != 0) & zero).sum())
             for weight, zero in zip(self._weights, self._was_zero, strict=False)
         )
         return {

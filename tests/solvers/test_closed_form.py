@@ -41,6 +41,7 @@ def test_equals_a_stable_sort(data: st.DataObject, dtype: torch.dtype, values: s
     keep = data.draw(st.integers(0, total))
     # A bracket from every sample size, the tiniest included, must lead to the same answer.
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(closed_form, "_DIRECT", data.draw(st.sampled_from([0, 1 << 16])))
         patch.setattr(closed_form, "_SAMPLE", data.draw(st.sampled_from([1, 3, 1 << 16])))
         assert_same(scores, keep)
         if keep:
