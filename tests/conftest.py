@@ -10,6 +10,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import gzip
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ settings.load_profile("argprune-ci" if os.environ.get("CI") else "argprune")
 def pytest_configure() -> None:
     """One thread: sums depend on their number in the last bits, and on tensors this small more threads only wait."""
     torch.set_num_threads(1)
+    # In the background of a script Ctrl-C is ignored, which tests of interruption would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
