@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 # Entries that elementwise passes take at a time: few enough to stay in a core's cache, enough to hide the calls.
@@ -17,6 +19,8 @@ class Regularizer(Protocol):
     Optional members: `distance(w, grad)`, `expression(x)` where convex, `factors(w)` where concave, and
     `prox_(w, step)`, the in-place form that optimizer steps use when it is there. Where `separable` is True,
     `prox_(w, step, part)` is asked for entries `part` (a slice of the flattened tensor) alone, which w and step hold.
+
+    Facts are class variables: `convex`, `separable` (R(w) = sum_i r_i(w_i)); False where absent.
     """
 
     def value(self, w: Tensor) -> Tensor:
@@ -24,6 +28,82 @@ class Regularizer(Protocol):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """A new tensor shaped like w; `step` >= 0, a float or a tensor (diagonal metric) shaped like w."""
+
+
+class Penalty:
+    """Base of the separable regularizers of magnitudes: R(w) = sum_i r(|w_i|) with r(0) = 0, r nondecreasing.
+
+    A subclass states r, its derivative and its prox on magnitudes u >= 0, elementwise and in u's dtype. Everything
+    else follows: tensors of any shape, bfloat16 and float16 computed in float32, scalar and tensor steps. The same
+    three functions, applied to the norms of groups, give the group penalties.
+    """
+
+    convex: ClassVar[bool] = False
+    separable: ClassVar[bool] = True
+
+    def profile(self, u: Tensor) -> Tensor:
+        """r(u), entry by entry."""
+        raise NotImplementedError
+
+    def slope(self, u: Tensor) -> Tensor:
+        """r'(u), entry by entry; at 0 the right derivative, which may be inf."""
+        raise NotImplementedError
+
+    def shrink(self, u: Tensor, step: float | Tensor) -> Tensor:
+        """argmin over v >= 0 of r(v) + (v - u)^2 / (2 step), entry by entry; step > 0, a float or a tensor like u."""
+        raise NotImplementedError
+
+    def value(self, w: Tensor) -> Tensor:
+        """sum_i r(|w_i|); float32 for narrower dtypes."""
+        return self.profile(widened(w).abs()).sum()
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """The global minimiser, entry by entry, for every step >= 0."""
+        return self.prox_(w.detach().clone(memory_format=torch.contiguous_format), step)
+
+    def prox_(self, w: Tensor, step: float | Tensor, part: slice | None = None) -> Tensor:
+        """The same, in place; which entries w holds (`part`) changes nothing."""
+        check_step(step)
+        if not isinstance(step, Tensor) and step == 0:
+            return w
+        for piece, tau in pieces(w, step):
+            wide = widened(piece)
+            # Adding 0 turns the -0 that a negative entry leaves into +0.
+            piece.copy_(self.shrink(wide.abs(), tau).copysign_(wide).add_(0.0))
+        return w
+
+    def distance(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Distance of -grad to the (limiting) subdifferential at w, entry by entry; 0 where stationary."""
+        w, grad = widened(w), widened(grad)
+        slope = self.slope(w.abs())
+        return torch.where(w == 0, (grad.abs() - slope).clamp(min=0), (grad + slope * w.sign()).abs())
+
+    def factors(self, w: Tensor) -> Tensor:
+        """Slopes of the tangent at |w|: for a concave r, sum_i factors_i |w_i| majorises R up to a constant."""
+        return self.slope(w.detach().abs())
+
+
+def widened(w: Tensor) -> Tensor:
+    """w in the dtype that operators compute in: float32 for bfloat16 and float16, else its own."""
+    return w.float() if w.dtype in (torch.bfloat16, torch.float16) else w
+
+
+def pieces(w: Tensor, step: float | Tensor) -> Iterator[tuple[Tensor, float | Tensor]]:
+    """w and step in parts that stay in the cache where the layout allows, else in one; the parts of w are views."""
+    if isinstance(step, Tensor):
+        step = step.to(w.dtype) if step.dtype != w.dtype and w.dtype in (torch.float32, torch.float64) else step
+        if step.dim() and step.shape == w.shape and step.is_contiguous() and _chunked(w):
+            yield from zip(w.view(-1).split(CHUNK), widened(step).view(-1).split(CHUNK), strict=True)
+        else:
+            yield w, widened(step)
+    elif _chunked(w):
+        yield from ((piece, step) for piece in w.view(-1).split(CHUNK))
+    else:
+        yield w, step
+
+
+def _chunked(w: Tensor) -> bool:
+    return w.device.type == "cpu" and w.is_contiguous() and w.numel() > CHUNK
 
 
 def apply_prox_(regularizer: Regularizer, w: Tensor, step: float | Tensor) -> Tensor:
@@ -34,3 +114,24 @@ def apply_prox_(regularizer: Regularizer, w: Tensor, step: float | Tensor) -> Te
     else:
         w.copy_(regularizer.prox(w, step))
     return w
+
+
+def check_step(step: float | Tensor) -> None:
+    """Raise ValueError for a number that is no prox step; tensors are taken at their word, to stay free of a pass."""
+    if not isinstance(step, Tensor) and not 0 <= step < float("inf"):
+        raise ValueError(f"step {step}; a prox step is finite and >= 0.")
+
+
+def check_parameter(owner: str, name: str, value: float, *, above: float = 0.0, strict: bool = False) -> None:
+    """Raise ValueError unless value is finite and >= above (> above where strict)."""
+    if not ((value > above if strict else value >= above) and value < float("inf")):
+        raise ValueError(f"{owner}: {name} {value}; it must be finite and {'>' if strict else '>='} {above:g}.")
+
+
+def load_cvxpy() -> Any:
+    """The cvxpy module. Raises ImportError that names the extra to install."""
+    try:
+        import cvxpy
+    except ImportError as error:
+        raise ImportError("expression needs cvxpy: pip install 'argprune[exact]'.") from error
+    return cvxpy
