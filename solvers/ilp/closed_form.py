@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ def keep_largest(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
     total = sum(score.numel() for score in scores)
     if not 0 <= keep <= total:
         raise ValueError(f"keep {keep} of {total} entries; need 0 <= keep <= {total}.")
-    if any(bool(torch.isnan(score).any()) for score in scores):
+    if any(_has_nan(score) for score in scores):
         raise ValueError("scores contain NaN; every entry needs a score that can be ordered.")
     if keep in (0, total):
         return [torch.full_like(score, keep > 0, dtype=torch.bool) for score in scores]
@@ -57,14 +58,30 @@ def kth_largest(scores: Sequence[Tensor], k: int) -> Tensor:
     """
     total = sum(score.numel() for score in scores)
     if total <= _DIRECT:
-        return torch.cat([score.flatten() for score in scores]).kthvalue(total - k + 1).values
+        return _kth_smallest(_flat(scores), total - k + 1)
     low, high = _bracket(scores, k, total)
     count_above = sum(int((score > high).sum()) for score in scores)
     inside = torch.cat([score[(score >= low) & (score <= high)] for score in scores])
     if not count_above < k <= count_above + len(inside):
         # The sample missed: rare, and the answer must be exact all the same.
-        inside, count_above = torch.cat([score.flatten() for score in scores]), 0
-    return inside.kthvalue(len(inside) - (k - count_above) + 1).values
+        inside, count_above = _flat(scores), 0
+    return _kth_smallest(inside, len(inside) - (k - count_above) + 1)
+
+
+def _flat(scores: Sequence[Tensor]) -> Tensor:
+    return scores[0].flatten() if len(scores) == 1 else torch.cat([score.flatten() for score in scores])
+
+
+def _kth_smallest(flat: Tensor, k: int) -> Tensor:
+    """The k-th smallest entry (1-based). NumPy's partition is several times as fast as torch's kthvalue."""
+    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64):
+        return flat.new_tensor(np.partition(flat.detach().numpy(), k - 1)[k - 1])
+    return flat.kthvalue(k).values
+
+
+def _has_nan(score: Tensor) -> bool:
+    # A sum without NaN had no NaN in it, and costs a tenth of a look at every entry.
+    return bool(score.sum().isnan()) and bool(score.isnan().any())
 
 
 def _bracket(scores: Sequence[Tensor], k: int, total: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from argprune.solvers.ilp.closed_form import kth_largest
@@ -70,8 +71,10 @@ def _quantile(critical: list[Tensor], target: float) -> float:
         return 0.0
     # Just below the first entry to survive would do as well; the midpoint is the farthest from a rounding slip.
     last = kth_largest(critical, total - zeros + 1)
-    # Where all shall vanish there is no survivor; anything well above the last will do.
-    first = kth_largest(critical, total - zeros) if zeros < total else 2 * last
+    # The smallest of those above: entries that share the last one's value vanish with it. Where all shall vanish there
+    # is no survivor, and anything well above the last will do.
+    first = torch.stack([torch.where(c > last, c, torch.inf).min() for c in critical]).min()
+    first = first if bool(first.isfinite()) else 2 * last
     strength = float(last + (first - last) / 2)
     # At a learning rate of 0 no strength zeroes anything, and the prox is the identity.
     return strength if strength < float("inf") else 0.0

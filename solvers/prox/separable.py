@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from argprune.solvers.prox.base import CHUNK
+from argprune.solvers.prox.base import CHUNK, check_parameter, check_step, load_cvxpy, widened
 from argprune.solvers.registry import register
 
 
@@ -26,11 +26,11 @@ class L1:
     separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_strength("L1", self.strength)
+        check_parameter("L1", "strength", self.strength)
 
     def value(self, w: Tensor) -> Tensor:
         """strength * ||w||_1."""
-        return self.strength * w.abs().sum()
+        return self.strength * widened(w).abs().sum()
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold at step * strength."""
@@ -38,6 +38,7 @@ class L1:
 
     def prox_(self, w: Tensor, step: float | Tensor, part: slice | None = None) -> Tensor:
         """Soft threshold at step * strength, in place; which entries w holds (`part`) changes nothing."""
+        check_step(step)
         return soft_threshold_(w, step, scale=self.strength)
 
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ class L1:
 
     def expression(self, x: Any) -> Any:
         """The same function of a CVXPY variable."""
-        cvxpy = _cvxpy()
+        cvxpy = load_cvxpy()
         return self.strength * cvxpy.norm1(cvxpy.vec(x, order="C"))
 
 
@@ -66,14 +67,14 @@ class WeightedL1:
     separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_strength("WeightedL1", self.strength)
+        check_parameter("WeightedL1", "strength", self.strength)
         # A comparison with NaN is false, so this refuses NaN too.
         if not bool((torch.as_tensor(self.factors) >= 0).all()):
             raise ValueError("WeightedL1: factors hold a negative entry or NaN; every factor must be >= 0.")
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum_i factors_i |w_i|."""
-        return self.strength * (self.factors * w.abs()).sum()
+        return self.strength * (self.factors * widened(w).abs()).sum()
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold at step * strength * factors."""
@@ -81,6 +82,7 @@ class WeightedL1:
 
     def prox_(self, w: Tensor, step: float | Tensor, part: slice | None = None) -> Tensor:
         """Soft threshold at step * strength * factors, in place; w holds the entries `part` of the flat tensor."""
+        check_step(step)
         if not isinstance(self.factors, Tensor):
             return soft_threshold_(w, step, scale=self.strength * self.factors)
         factors = self.factors if part is None else self.factors.view(-1)[part]
@@ -94,7 +96,7 @@ class WeightedL1:
 
     def expression(self, x: Any) -> Any:
         """The same function of a CVXPY variable."""
-        cvxpy = _cvxpy()
+        cvxpy = load_cvxpy()
         factors = self.factors.double().numpy() if isinstance(self.factors, Tensor) else self.factors
         return self.strength * cvxpy.sum(cvxpy.multiply(factors, cvxpy.abs(x)))
 
@@ -105,7 +107,8 @@ def soft_threshold_(w: Tensor, threshold: float | Tensor, scale: float = 1.0) ->
     w: float tensor; threshold >= 0: a float or a tensor that broadcasts to w's shape; scale >= 0.
     """
     if not isinstance(threshold, Tensor):
-        limit = threshold * scale
+        # No threshold needs to exceed what the dtype holds, and a clamp refuses one that does.
+        limit = min(threshold * scale, torch.finfo(w.dtype).max)
         return w.sub_(w.clamp(-limit, limit))
     # The result is the point of [w - t, w + t] closest to 0.
     zero = w.new_zeros(())
@@ -129,16 +132,3 @@ def _same_layout(w: Tensor, threshold: Tensor) -> bool:
 def _l1_distance(w: Tensor, grad: Tensor, weight: float | Tensor) -> Tensor:
     at_zero = (grad.abs() - weight).clamp(min=0)
     return torch.where(w == 0, at_zero, (grad + weight * w.sign()).abs())
-
-
-def _check_strength(name: str, strength: float) -> None:
-    if not (strength >= 0 and strength < float("inf")):
-        raise ValueError(f"{name}: strength {strength}; it must be finite and >= 0.")
-
-
-def _cvxpy() -> Any:
-    try:
-        import cvxpy
-    except ImportError as error:
-        raise ImportError("expression needs cvxpy: pip install 'argprune[exact]'.") from error
-    return cvxpy
