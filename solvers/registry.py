@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -101,3 +102,8 @@ def resolve(kind: Kind, name: str) -> type:
     if not isinstance(loaded, type):
         raise ValueError(f"{_SINGULAR[kind]} {name!r} is {type(loaded).__name__}, not a class. Give module:Class.")
     return loaded
+
+
+def parameters(cls: type) -> list[str]:
+    """The names of the arguments that a plug-in's constructor takes."""
+    return list(inspect.signature(cls).parameters)

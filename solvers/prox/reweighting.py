@@ -1,10 +1,39 @@
-"""Reweighting rules: from weights to the factors of the next round's convex penalty."""
+"""Reweighting rules: from weights to the factors of the next round's convex penalty.
+
+A rule is one majorise-minimise step for a concave penalty P, which it declares: with s the convex function that the
+factors weight (|w_i|, ||w_g|| or w_i^2), P(x) <= P(w) + sum factors(w) (s(x) - s(w)). Minimising any f plus the right
+hand side, over and over, never increases f + P.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
+
+from argprune.solvers.groups import Elements, Groups, Rows
+from argprune.solvers.prox.base import check_parameter, widened
+
+Surrogate = Literal["l1", "group-lasso", "squared-l2"]
+
+
+@runtime_checkable
+class Reweighting(Protocol):
+    """A reweighting rule.
+
+    surrogate: what the factors weight: "l1" (sum f_i |w_i|), "group-lasso" (sum f_g ||w_g||) or "squared-l2"
+    (sum f_i w_i^2, which makes no zeros).
+    """
+
+    surrogate: Surrogate
+
+    def factors(self, w: Tensor) -> Tensor:
+        """Factors for the next round, > 0: like w, or one a group."""
+
+    def majorised(self, w: Tensor) -> Tensor:
+        """The concave penalty P(w), a 0-dim tensor, up to a constant."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +42,8 @@ class LogReweighting:
 
     eps: > 0, in units of the weights; below the magnitudes that shall survive. At w_i = 0 the factor is 1 / eps, so a
     small eps makes zeros final. normalise: multiply by the matrix mean of |w| + eps, which keeps one strength
-    meaningful from round to round and from matrix to matrix (the printed method has no such factor).
+    meaningful from round to round and from matrix to matrix (the printed method has no such factor); the penalty that
+    is majorised then changes by that factor from round to round.
     Reference: Candes, Wakin and Boyd (2008), section 2.2; Guo et al. (2019).
 
     >>> import torch
@@ -23,12 +53,230 @@ class LogReweighting:
 
     eps: float
     normalise: bool = True
+    surrogate: Surrogate = "l1"
 
     def __post_init__(self) -> None:
-        if not 0 < self.eps < float("inf"):
-            raise ValueError(f"LogReweighting: eps {self.eps}; it must be finite and > 0.")
+        check_parameter("LogReweighting", "eps", self.eps, strict=True)
 
     def factors(self, w: Tensor) -> Tensor:
         """Factors for the next round: a new tensor of w's shape, entries > 0."""
         distance = w.detach().abs() + self.eps
         return distance.mean() / distance if self.normalise else 1 / distance
+
+    def majorised(self, w: Tensor) -> Tensor:
+        """sum_i log(1 + |w_i| / eps)."""
+        return (widened(w).abs() / self.eps).log1p().sum()
+
+
+@dataclass(frozen=True)
+class PowerReweighting:
+    """factors_i = 1 / (|w_i| + eps)^power: for power < 1 the slope of (|w| + eps)^(1 - power) / (1 - power).
+
+    eps: > 0, in units of the weights. power: > 0; 1 is `LogReweighting`, above 1 the penalty is bounded.
+    Reference: Foucart and Lai (2009), reweighting for l_q with q = 1 - power.
+    """
+
+    eps: float
+    power: float = 0.5
+    surrogate: Surrogate = "l1"
+
+    def __post_init__(self) -> None:
+        check_parameter("PowerReweighting", "eps", self.eps, strict=True)
+        check_parameter("PowerReweighting", "power", self.power, strict=True)
+
+    def factors(self, w: Tensor) -> Tensor:
+        """Factors for the next round: a new tensor of w's shape, entries > 0."""
+        return (w.detach().abs() + self.eps).pow(-self.power)
+
+    def majorised(self, w: Tensor) -> Tensor:
+        """sum_i ((|w_i| + eps)^(1 - power) - eps^(1 - power)) / (1 - power), its limit the logarithm at power 1."""
+        u = widened(w).abs()
+        if self.power == 1:
+            return (u / self.eps).log1p().sum()
+        left = 1 - self.power
+        return ((u + self.eps).pow(left) - self.eps**left).sum() / left
+
+
+@dataclass(frozen=True)
+class SquaredReweighting:
+    """factors_i = 1 / (w_i^2 + eps^2), weights of w_i^2: iteratively reweighted least squares for log(w^2 + eps^2).
+
+    eps: > 0, in units of the weights. A weighted square shrinks but never reaches zero, so that nothing is pruned by
+    it alone.
+    Reference: Chartrand and Yin (2008), p = 0; the squared form of the reweighted group lasso's own group.
+    """
+
+    eps: float
+    surrogate: Surrogate = "squared-l2"
+
+    def __post_init__(self) -> None:
+        check_parameter("SquaredReweighting", "eps", self.eps, strict=True)
+
+    def factors(self, w: Tensor) -> Tensor:
+        """Factors for the next round: a new tensor of w's shape, entries > 0."""
+        return 1 / (w.detach().square() + self.eps**2)
+
+    def majorised(self, w: Tensor) -> Tensor:
+        """sum_i log(1 + w_i^2 / eps^2)."""
+        return (widened(w) / self.eps).square().log1p().sum()
+
+
+@dataclass(frozen=True)
+class GroupReweighting:
+    """factors_g = 1 / (||w_g|| + eps)^power, one majorise-minimise step for sum_g of a concave function of the norms.
+
+    eps: > 0, in units of a group's norm. power: > 0; at 1 the penalty is sum_g log(||w_g|| + eps).
+    Reference: Li et al. (2020), the reweighting of block-structured pruning; Candes, Wakin and Boyd (2008).
+    """
+
+    eps: float
+    groups: Groups = Rows()
+    power: float = 1.0
+    surrogate: Surrogate = "group-lasso"
+
+    def __post_init__(self) -> None:
+        check_parameter("GroupReweighting", "eps", self.eps, strict=True)
+        check_parameter("GroupReweighting", "power", self.power, strict=True)
+
+    def factors(self, w: Tensor) -> Tensor:
+        """Factors for the next round: a 1-D tensor with one entry a group, > 0."""
+        return PowerReweighting(self.eps, self.power).factors(self._norms(w.detach()))
+
+    def majorised(self, w: Tensor) -> Tensor:
+        """sum_g log(1 + ||w_g|| / eps), or the power's."""
+        return PowerReweighting(self.eps, self.power).majorised(self._norms(widened(w)))
+
+    def _norms(self, w: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(self.groups.split(w), dim=1)
+
+
+@dataclass(frozen=True)
+class QuantileReweighting:
+    """`PowerReweighting` (for groups `GroupReweighting`) whose eps is a quantile of the magnitudes that it sees.
+
+    quantile: in (0, 1); about the sparsity wanted puts eps at the border between what goes and what stays. floor: the
+    least eps, > 0, for where most magnitudes are zero. Each round majorises the penalty of its own eps (`at`).
+    Reference: Candes, Wakin and Boyd (2008), section 3.3, the adaptive choice of eps.
+    """
+
+    quantile: float
+    floor: float = 1e-3
+    power: float = 1.0
+    groups: Groups = Elements()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quantile < 1:
+            raise ValueError(f"QuantileReweighting: quantile {self.quantile}; it must be in (0, 1).")
+        check_parameter("QuantileReweighting", "floor", self.floor, strict=True)
+        check_parameter("QuantileReweighting", "power", self.power, strict=True)
+
+    @property
+    def surrogate(self) -> Surrogate:
+        """What the factors weight."""
+        return "l1" if isinstance(self.groups, Elements) else "group-lasso"
+
+    def at(self, w: Tensor) -> PowerReweighting | GroupReweighting:
+        """The rule with the eps that w gives."""
+        norms = torch.linalg.vector_norm(self.groups.split(widened(w.detach())), dim=1)
+        # Rank by rounding, not interpolation: kthvalue has no limit on the number of entries.
+        rank = min(norms.numel(), 1 + int(self.quantile * norms.numel()))
+        eps = max(self.floor, float(norms.kthvalue(rank).values)) if norms.numel() else self.floor
+        if isinstance(self.groups, Elements):
+            return PowerReweighting(eps, self.power)
+        return GroupReweighting(eps, self.groups, self.power)
+
+    def factors(self, w: Tensor) -> Tensor:
+        """Factors for the next round, with eps from w."""
+        return self.at(w).factors(w)
+
+    def majorised(self, w: Tensor) -> Tensor:
+        """The penalty with eps from w."""
+        return self.at(w).majorised(w)
+
+
+@dataclass(frozen=True, eq=False)
+class Reweighted:
+    """sum_i factors_i r_i(w_i): a separable regularizer whose entries count `factors` times.
+
+    regularizer: separable. factors: a tensor of the weights' shape, entries >= 0.
+    The prox is the regularizer's with the step multiplied entry by entry, exact wherever that is.
+    """
+
+    regularizer: Any
+    factors: Tensor
+    separable: bool = True
+
+    def __post_init__(self) -> None:
+        if not getattr(self.regularizer, "separable", False):
+            raise ValueError(f"Reweighted: {type(self.regularizer).__name__} is not separable; its entries are tied.")
+
+    def value(self, w: Tensor) -> Tensor:
+        """sum_i factors_i r_i(w_i), where the regularizer has a `profile`; else its plain value."""
+        if not hasattr(self.regularizer, "profile"):
+            value: Tensor = self.regularizer.value(w)
+            return value
+        weighted: Tensor = (self.factors * self.regularizer.profile(widened(w).abs())).sum()
+        return weighted
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """The regularizer's prox at step * factors."""
+        result: Tensor = self.regularizer.prox(w, self.factors * step)
+        return result
+
+    def prox_(self, w: Tensor, step: float | Tensor, part: slice | None = None) -> Tensor:
+        """The same in place; w and a tensor step hold the entries `part` of the flattened tensor."""
+        factors = self.factors if part is None else self.factors.view(-1)[part]
+        if hasattr(self.regularizer, "prox_"):
+            self.regularizer.prox_(w, factors * step)
+        else:
+            w.copy_(self.regularizer.prox(w, factors * step))
+        return w
+
+    def sampled(self, stride: int) -> Reweighted:
+        """The same function of every stride-th entry of the flattened tensor."""
+        return Reweighted(self.regularizer, self.factors.flatten()[::stride])
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """R(w / scale): a regularizer whose parameters (eps, theta, gamma) are meant in units of `scale`.
+
+    scale: > 0. prox(w, step) = scale * R.prox(w / scale, step / scale^2); a scale that is a power of two costs no
+    rounding.
+    """
+
+    regularizer: Any
+    scale: float
+
+    def __post_init__(self) -> None:
+        check_parameter("Scaled", "scale", self.scale, strict=True)
+
+    @property
+    def separable(self) -> bool:
+        """Whether the regularizer is."""
+        return bool(getattr(self.regularizer, "separable", False))
+
+    def value(self, w: Tensor) -> Tensor:
+        """R(w / scale)."""
+        value: Tensor = self.regularizer.value(w / self.scale)
+        return value
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """scale * R.prox(w / scale, step / scale^2)."""
+        result: Tensor = self.regularizer.prox(w.detach() / self.scale, step / self.scale**2)
+        return result.mul_(self.scale)
+
+    def prox_(self, w: Tensor, step: float | Tensor, part: slice | None = None) -> Tensor:
+        """The same in place."""
+        step = step / self.scale**2
+        w.div_(self.scale)
+        if hasattr(self.regularizer, "prox_"):
+            self.regularizer.prox_(w, step, part) if part is not None else self.regularizer.prox_(w, step)
+        else:
+            w.copy_(self.regularizer.prox(w, step))
+        return w.mul_(self.scale)
+
+    def sampled(self, stride: int) -> Scaled:
+        """The same function of every stride-th entry of the flattened tensor."""
+        inner = self.regularizer.sampled(stride) if hasattr(self.regularizer, "sampled") else self.regularizer
+        return Scaled(inner, self.scale)

@@ -1,0 +1,143 @@
+"""Proximal pruning with any regularizer: minimise f(W) + strength * sum_j R(W_j / scale_j), R by its prox.
+
+    for each step t of the pruning phase:
+        A <- optimizer's step on f from W
+        strength_j <- given, or what makes s(t) of matrix j zero      (found by search: more strength, more zeros)
+        W_j <- prox of strength_j * R(. / scale_j) at A_j
+        every so often:  factors <- rule(W), where a reweighting rule was asked for
+    support <- nonzeros of W
+    for each step of the cool-down:  optimizer's step on f, restricted to the support
+
+scale_j is the matrix's root mean square at the start, rounded to a power of two, so that eps, theta and gamma of a
+regularizer mean the same for every matrix. `rpp` is the case R = l1 with reweighting "log", and has its own closed
+form of the strength.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from argprune.solvers import registry
+from argprune.solvers.groups import Weight
+from argprune.solvers.methods.base import State
+from argprune.solvers.methods.penalised import Penalised
+from argprune.solvers.prox.base import Regularizer
+from argprune.solvers.prox.numerical import with_prox
+from argprune.solvers.prox.optimizer import Metric
+from argprune.solvers.prox.reweighting import LogReweighting, PowerReweighting, Reweighted, Scaled
+from argprune.solvers.prox.search import StrengthSearch
+from argprune.solvers.registry import register
+from argprune.solvers.schedules import Phases, check_sparsity
+
+
+@register(
+    "methods",
+    "proximal",
+    examples=[
+        {"sparsity": 0.6},
+        {"sparsity": 0.6, "regularizer": {"name": "mcp", "gamma": 2.0}, "metric": "metric"},
+        {"sparsity": 0.6, "regularizer": "l0", "reweighting": "log"},
+    ],
+)
+@dataclass
+class Proximal(Penalised):
+    """Proximal pruning with any regularizer and any reweighting of its entries.
+
+    sparsity: fraction of zeros over the prunable weights at the end, in [0, 1); exact, every matrix for itself.
+    regularizer: a name (`argprune list regularizers`, or module:Class), or a mapping of `name` and constructor options;
+    options that are lengths (eps, theta, gamma) are in units of the matrix's root mean square. Its own strength is 1
+    unless given; what matters is the strength below.
+    reweighting: "none", "log" (factors 1 / (|w| + eps_rw)) or "sqrt" (their square root); separable regularizers only.
+    eps_rw: > 0, in units of the root mean square. reweight_every: steps between reweightings.
+    metric: the prox step: "decoupled" (the learning rate), "metric" (exact in Adam's metric) or "constant" (`prox_step`).
+    strength: penalty strength; None: found by search so that the prox itself reaches the sparsity.
+    warmup, cooldown: fractions of the run before the first prox and with the support fixed.
+    """
+
+    sparsity: float
+    regularizer: str | dict[str, Any] = "l1"
+    reweighting: Literal["none", "log", "sqrt"] = "none"
+    eps_rw: float = 0.1
+    reweight_every: int = 8
+    metric: Metric = "decoupled"
+    strength: float | None = None
+    prox_step: float | None = None
+    warmup: float = 0.06
+    cooldown: float = 0.4
+    scope = "matrix"
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        self._phases = Phases(self.warmup, self.cooldown)
+        self._check("proximal")
+        rules = {"none": None, "log": LogReweighting(self.eps_rw), "sqrt": PowerReweighting(self.eps_rw, 0.5)}
+        if self.reweighting not in rules:
+            raise ValueError(f"proximal: reweighting {self.reweighting!r}; choose one of {', '.join(rules)}.")
+        self._rule = rules[self.reweighting]
+        self._base = with_prox(build_regularizer(self.regularizer))
+        separable = bool(getattr(self._base, "separable", False))
+        if not separable and (self._rule is not None or self.metric == "metric"):
+            wanted = "metric 'metric'" if self.metric == "metric" else f"reweighting {self.reweighting!r}"
+            raise ValueError(f"proximal: {wanted} needs a separable regularizer; {self.regularizer!r} ties entries.")
+
+    def _measure(self, weights: Sequence[Weight]) -> None:
+        sizes = [float(w.parameter.detach().square().mean().sqrt()) for w in weights]
+        self._scales = [2.0 ** round(math.log2(size)) if size > 0 else 1.0 for size in sizes]
+
+    def _regularizer(self, index: int) -> Scaled:
+        return Scaled(self._base, self._scales[index])
+
+    def _reweighted(self, index: int) -> Regularizer | None:
+        if self._rule is None:
+            return None
+        scale = self._scales[index]
+        factors = self._rule.factors(self._weights[index].parameter.detach() / scale)
+        return Scaled(Reweighted(self._base, factors), scale)
+
+    def _controller_for(self, target: Callable[[], float], exact: Callable[[], bool]) -> StrengthSearch:
+        return StrengthSearch(target, exact)
+
+    def state_dict(self) -> State:
+        """Scales and factors beside what every method of this kind saves."""
+        state = {**super().state_dict(), "scales": torch.tensor(self._scales, dtype=torch.float64)}
+        for weight, regularizer in zip(self._weights, self._proximal.regularizers, strict=True):
+            inner = getattr(regularizer, "regularizer", None)
+            if isinstance(inner, Reweighted):
+                state[f"factors.{weight.name}"] = inner.factors
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` saved."""
+        super().load_state_dict(state)
+        self._scales = state["scales"].tolist()
+        restored: list[Regularizer] = []
+        for index, weight in enumerate(self._weights):
+            if f"factors.{weight.name}" in state:
+                inner = Reweighted(self._base, self._saved(state, "factors", weight))
+                restored.append(Scaled(inner, self._scales[index]))
+            else:
+                restored.append(self._regularizer(index))
+        self._proximal.regularizers = restored
+
+
+def build_regularizer(spec: str | Mapping[str, Any]) -> Any:
+    """The regularizer that a name, or a mapping of `name` and options, stands for; `strength` is 1 where not given.
+
+    Raises ValueError in one line for an unknown name or a bad option.
+    """
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"regularizer {spec!r}; give a name, or a mapping with `name` and options.")
+    cls = registry.resolve("regularizers", name)
+    if "strength" in registry.parameters(cls):
+        options.setdefault("strength", 1.0)
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise ValueError(f"regularizer {name!r}: {error}. Its options: {', '.join(registry.parameters(cls))}.") from error

@@ -1,0 +1,104 @@
+"""The strength at which a regularizer zeroes a wanted fraction of the entries, for any regularizer: by search.
+
+The more strength, the more zeros: the number of zeros of prox(a, step * strength) does not decrease. A bracket around
+the last strength is widened until it holds the wanted one, then halved on a logarithmic scale. Separable regularizers
+are searched on a sample of the entries, the others by one correction a step from what the last prox did, and both on
+all entries where the strength must be exact. For weighted l1 there is a closed form: `SparsityController`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from argprune.solvers.prox.optimizer import ProximalOptimizer
+
+_SAMPLE = 1 << 11
+# From strength 1 the first search may have far to go; a float holds no more than this.
+_LIMIT = 1e30
+_HALVINGS = 12
+_EXACT_HALVINGS = 40
+
+
+class StrengthSearch:
+    """Gives a `ProximalOptimizer` strengths that make a fraction `target()` of every weight zero.
+
+    target: the sparsity wanted after the coming prox, in [0, 1); called once a step. exact: says whether the coming
+    strength is searched on all entries; the zeros are then at most the wanted number, and short of it only where
+    entries vanish together.
+    """
+
+    def __init__(self, target: Callable[[], float], exact: Callable[[], bool]) -> None:
+        self._target, self._exact = target, exact
+        self.last: list[float] = []
+
+    def __call__(self, optimizer: ProximalOptimizer) -> list[float]:
+        """The strengths for the coming prox. Raises ValueError where none zeroes enough."""
+        target, count = self._target(), len(optimizer.weights)
+        before = self.last if len(self.last) == count else [0.0] * count
+        if target == 0:
+            self.last = [0.0] * count
+        else:
+            self.last = [self._search(optimizer, i, target, before[i]) for i in range(count)]
+        return self.last
+
+    def _search(self, optimizer: ProximalOptimizer, index: int, target: float, start: float) -> float:
+        exact = self._exact()
+        w, step, regularizer = _problem(optimizer, index, exact)
+        zeros = math.floor(target * w.numel() + 1e-9)
+        # At a learning rate of 0 no strength zeroes anything, and the prox is the identity.
+        if zeros == 0 or float(torch.as_tensor(step).max()) == 0:
+            return start
+        separable = bool(getattr(regularizer, "separable", False))
+
+        def enough(strength: float) -> bool:
+            # Beyond `zeros` where exact, so that the lower end of the bracket zeroes no more than wanted.
+            found = int((regularizer.prox(w, step * strength) == 0).sum())
+            return found > zeros if exact else found >= zeros
+
+        if not separable and not exact and start:
+            return start * (1.02 if not enough(start) else 1 / 1.02)
+        low, high = _bracket(enough, start or 1.0, optimizer.weights[index].name)
+        for _ in range(_EXACT_HALVINGS if exact else _HALVINGS):
+            if high / low < 1 + 1e-7:
+                break
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        return low if exact else high
+
+
+def _problem(optimizer: ProximalOptimizer, index: int, exact: bool) -> tuple[Tensor, float | Tensor, object]:
+    """The coming prox problem of a weight, or of a sample of its entries where they are not tied."""
+    weight, regularizer = optimizer.weights[index], optimizer.regularizers[index]
+    w = weight.parameter.detach()
+    stride = max(1, w.numel() // _SAMPLE)
+    if exact or stride == 1 or not getattr(regularizer, "separable", False):
+        return w, optimizer.prox_step(index), regularizer
+    sampled = regularizer.sampled(stride) if hasattr(regularizer, "sampled") else regularizer
+    return w.flatten()[::stride], optimizer.prox_step(index, stride), sampled
+
+
+def _bracket(enough: Callable[[float], bool], start: float, name: str) -> tuple[float, float]:
+    """A strength that zeroes too little and one that zeroes enough."""
+    factor = 1.1
+    if enough(start):
+        high, low = start, start / factor
+        while enough(low):
+            factor = factor**2
+            high, low = low, low / factor
+            if low < 1 / _LIMIT:
+                return low, high
+        return low, high
+    low, high = start, start * factor
+    while not enough(high):
+        factor = factor**2
+        low, high = high, high * factor
+        if high > _LIMIT:
+            raise ValueError(
+                f"{name or 'a weight'}: no strength of this regularizer makes enough entries zero. "
+                "Choose one with a kink or a jump at 0, such as l1, mcp or l0."
+            )
+    return low, high

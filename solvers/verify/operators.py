@@ -1,0 +1,64 @@
+"""The conformance suite of prox operators: every check, run over one operator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+
+from argprune.solvers.registry import registered, resolve
+from argprune.solvers.verify.identities import identity_checks
+from argprune.solvers.verify.manners import manner_checks
+from argprune.solvers.verify.optimality import optimality_checks
+from argprune.solvers.verify.report import Report
+from argprune.solvers.verify.speed import measure_speed
+from argprune.solvers.verify.subject import Subject
+
+
+def check_operator(operator: Any, name: str | None = None, *, seed: int = 0, speed: bool = False) -> Report:
+    """Check that an operator's prox is that of its value, and that it treats tensors well.
+
+    operator: anything with `value(w)` and `prox(w, step)` on (4, 6) tensors; optional members and declared facts as
+    `argprune.solvers.prox.Regularizer` says. Inputs it refuses with ValueError or TypeError are left out.
+    speed: also time it on a million entries. Nothing here uses or moves torch's global random state.
+    """
+    began = time.perf_counter()
+    subject = Subject.of(operator, seed)
+    checks = (*optimality_checks(subject), *identity_checks(subject), *manner_checks(subject))
+    measured = measure_speed(operator) if speed else None
+    return Report(
+        name=name or type(operator).__name__,
+        operator=repr(operator),
+        facts=subject.facts,
+        checks=checks,
+        seconds=time.perf_counter() - began,
+        speed=measured,
+        slow=bool(getattr(operator, "slow", False)),
+    )
+
+
+def examples(name: str, options: Mapping[str, Any] | None = None) -> list[Any]:
+    """Instances to check of a registered name, an entry point, or `module:Class`.
+
+    options: constructor arguments; without them a class is built with the arguments that it was registered with,
+    those of its own `examples` attribute, or none. Raises ValueError where it cannot be built.
+    """
+    for kind in ("regularizers", "constraints"):
+        entry = registered(kind).get(name)  # type: ignore[arg-type]
+        if entry is not None:
+            wanted = [dict(options)] if options else [dict(kwargs) for kwargs in entry.examples]
+            return [entry.cls(**kwargs) for kwargs in wanted]
+    cls = resolve("regularizers", name)
+    wanted = [dict(options)] if options else [dict(kwargs) for kwargs in getattr(cls, "examples", ({},))]
+    try:
+        return [cls(**kwargs) for kwargs in wanted]
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}. Give --regularizer.OPTION, or defaults, or a class variable `examples`.") from error
+
+
+def names() -> list[str]:
+    """Every registered regularizer and constraint set."""
+    return [*registered("regularizers"), *registered("constraints")]
+
+
