@@ -65,11 +65,11 @@ class Penalty:
         """The same, in place; which entries w holds (`part`) changes nothing."""
         check_step(step)
         if not isinstance(step, Tensor) and step == 0:
-            return w
+            return w.add_(0.0)
         for piece, tau in pieces(w, step):
             wide = widened(piece)
-            # Adding 0 turns the -0 that a negative entry leaves into +0.
-            piece.copy_(self.shrink(wide.abs(), tau).copysign_(wide).add_(0.0))
+            # Adding 0 turns the -0 that a negative entry leaves, if only by rounding to a narrow dtype, into +0.
+            piece.copy_(self.shrink(wide.abs(), tau).copysign_(wide)).add_(0.0)
         return w
 
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:

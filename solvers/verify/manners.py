@@ -106,7 +106,7 @@ def _precision(subject: Subject, case: Case, dtype: torch.dtype, relative: float
     if not bool(torch.isnan(level)) and float(subject.value(wide)) < math.inf and not math.isfinite(float(level)):
         return math.inf, 1.0
     apart = float((p.double() - reference.double()).abs().max())
-    tolerance = relative * (1e-30 + float(case.w.abs().max()))
+    tolerance = relative * (1e-30 + max(float(x.double().abs().max()) for x in (case.w, reference)))
     if apart > tolerance and not subject.indicator:
         # At a jump of the prox two answers are equally good.
         own, other = (_objective(subject, x, wide, case.step) for x in (p, reference))

@@ -36,8 +36,7 @@ class Subject:
         declared = {name: bool(getattr(operator, name, False)) for name in ("convex", "separable", "spectral")}
         indicator = getattr(operator, "indicator", None)
         if indicator is None:
-            seen = [float(operator.value(case.w)) for case in generic(seed)]
-            indicator = hasattr(operator, "constraints") or (set(seen) <= {0.0, math.inf} and math.inf in seen)
+            indicator = hasattr(operator, "constraints") or _looks_like_a_set(operator, seed)
         return cls(operator, indicator=bool(indicator), seed=seed, **declared)
 
     @property
@@ -57,6 +56,17 @@ class Subject:
         """The operator's prox."""
         result: Tensor = self.operator.prox(w, step)
         return result
+
+
+def _looks_like_a_set(operator: Any, seed: int) -> bool:
+    """Whether the value is 0 or inf on random inputs, both of them met, and the prox does not depend on the step."""
+    seen = set()
+    for case in generic(seed):
+        p, q = operator.prox(case.w, case.step), operator.prox(case.w, 2 * case.step)
+        if not torch.allclose(p, q, rtol=1e-6):
+            return False
+        seen |= {float(operator.value(case.w)), float(operator.value(p))}
+    return seen <= {0.0, math.inf} and math.inf in seen
 
 
 def skipped(name: str, why: str) -> Check:
