@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args
 
 Kind = Literal["regularizers", "criteria", "constraints", "methods"]
@@ -85,12 +90,12 @@ def resolve(kind: Kind, name: str) -> type:
     if name in points:
         loaded = points[name].load()
     elif ":" in name:
-        module, _, attribute = name.partition(":")
+        module, _, attribute = name.rpartition(":")
         try:
-            loaded = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            loaded = getattr(_import(module), attribute)
+        except (ImportError, AttributeError, OSError, SyntaxError) as error:
             raise ValueError(
-                f"Cannot load {_SINGULAR[kind]} {name!r}: {error}. Give an importable module:Class."
+                f"Cannot load {_SINGULAR[kind]} {name!r}: {error}. Give an importable module:Class, or file.py:Class."
             ) from error
     else:
         choices = sorted({*known, *points})
@@ -102,6 +107,29 @@ def resolve(kind: Kind, name: str) -> type:
     if not isinstance(loaded, type):
         raise ValueError(f"{_SINGULAR[kind]} {name!r} is {type(loaded).__name__}, not a class. Give module:Class.")
     return loaded
+
+
+def _import(module: str) -> ModuleType:
+    """Import a module as a script in the working directory would, or a file by its path."""
+    if not module.endswith(".py"):
+        here = os.getcwd()
+        if here not in sys.path:
+            sys.path.insert(0, here)
+        return importlib.import_module(module)
+    path = Path(module).resolve()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no module in {module}")
+    if path.stem not in sys.modules or getattr(sys.modules[path.stem], "__file__", None) != str(path):
+        loaded = importlib.util.module_from_spec(spec)
+        # Registered under its stem, so that its objects can be pickled.
+        sys.modules[path.stem] = loaded
+        try:
+            spec.loader.exec_module(loaded)
+        except BaseException:
+            del sys.modules[path.stem]
+            raise
+    return sys.modules[path.stem]
 
 
 def parameters(cls: type) -> list[str]:

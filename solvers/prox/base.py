@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-# Entries that elementwise passes take at a time: few enough to stay in a core's cache, enough to hide the calls.
-CHUNK = 1 << 17
+# Entries that elementwise passes take at a time: few enough to stay in the cache, enough to hide the calls' overhead.
+CHUNK = 1 << 18
 
 
 @runtime_checkable

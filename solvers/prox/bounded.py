@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from argprune.solvers.prox.base import Penalty, check_parameter, check_step, load_cvxpy, pieces, widened
+from argprune.solvers.prox.base import check_parameter, check_step, load_cvxpy, pieces, widened
 from argprune.solvers.prox.smooth import ElasticNet
 from argprune.solvers.registry import register
 
@@ -28,8 +28,8 @@ class Bounded:
     convex: ClassVar[bool] = True
     separable: ClassVar[bool] = True
 
-    def penalty(self) -> Penalty:
-        """The convex penalty that the bounds restrict."""
+    def penalty(self) -> ElasticNet:
+        """The convex penalty that the bounds restrict; l1 is the elastic net of ratio 1."""
         raise NotImplementedError
 
     def bounds(self) -> tuple[float, float]:
@@ -70,9 +70,7 @@ class Bounded:
         lower, upper = self.bounds()
         constraints = [x >= lower] if lower > -math.inf else []
         constraints += [x <= upper] if upper < math.inf else []
-        penalty = self.penalty()
-        assert isinstance(penalty, ElasticNet)
-        return penalty.expression(x) + load_cvxpy().transforms.indicator(constraints)
+        return self.penalty().expression(x) + load_cvxpy().transforms.indicator(constraints)
 
     def _rounded(self, w: Tensor) -> tuple[float, float]:
         lower, upper = torch.tensor(self.bounds(), dtype=w.dtype).tolist()
@@ -94,7 +92,7 @@ class NonNegativeL1(Bounded):
     def __post_init__(self) -> None:
         check_parameter("NonNegativeL1", "strength", self.strength)
 
-    def penalty(self) -> Penalty:
+    def penalty(self) -> ElasticNet:
         """l1."""
         return ElasticNet(self.strength, ratio=1.0)
 
@@ -122,7 +120,7 @@ class BoxL1(Bounded):
         if not self.lower <= 0 <= self.upper:
             raise ValueError(f"BoxL1: bounds [{self.lower}, {self.upper}]; they must satisfy lower <= 0 <= upper.")
 
-    def penalty(self) -> Penalty:
+    def penalty(self) -> ElasticNet:
         """l1."""
         return ElasticNet(self.strength, ratio=1.0)
 
@@ -149,7 +147,7 @@ class NonNegativeElasticNet(Bounded):
         if not 0 <= self.ratio <= 1:
             raise ValueError(f"NonNegativeElasticNet: ratio {self.ratio}; it must lie in [0, 1].")
 
-    def penalty(self) -> Penalty:
+    def penalty(self) -> ElasticNet:
         """The elastic net."""
         return ElasticNet(self.strength, self.ratio)
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from argprune.solvers.ilp.closed_form import kth_largest
 from argprune.solvers.prox.optimizer import ProximalOptimizer
 from argprune.solvers.prox.separable import WeightedL1
 
 Scope = Literal["matrix", "global"]
 
-_SAMPLE = 1 << 14
+_SAMPLE = 1 << 12
 
 
 class SparsityController:
@@ -70,11 +70,20 @@ def _quantile(critical: list[Tensor], target: float) -> float:
     if zeros == 0:
         return 0.0
     # Just below the first entry to survive would do as well; the midpoint is the farthest from a rounding slip.
-    last = kth_largest(critical, total - zeros + 1)
-    # The smallest of those above: entries that share the last one's value vanish with it. Where all shall vanish there
-    # is no survivor, and anything well above the last will do.
-    first = torch.stack([torch.where(c > last, c, torch.inf).min() for c in critical]).min()
-    first = first if bool(first.isfinite()) else 2 * last
-    strength = float(last + (first - last) / 2)
+    last, first = _neighbours(critical, zeros, total)
+    strength = last + (first - last) / 2
     # At a learning rate of 0 no strength zeroes anything, and the prox is the identity.
     return strength if strength < float("inf") else 0.0
+
+
+def _neighbours(critical: list[Tensor], zeros: int, total: int) -> tuple[float, float]:
+    """The critical strengths of the last entry to vanish and of the first to survive."""
+    everything = critical[0] if len(critical) == 1 else torch.cat(critical)
+    # Where all shall vanish there is no survivor; anything well above the last will do.
+    ranks = [zeros - 1, zeros] if zeros < total else [zeros - 1]
+    if everything.device.type == "cpu" and everything.dtype in (torch.float32, torch.float64):
+        ordered = np.partition(everything.numpy(), ranks)
+        found = [float(ordered[rank]) for rank in ranks]
+    else:
+        found = [float(everything.kthvalue(rank + 1).values) for rank in ranks]
+    return found[0], found[-1] if zeros < total else 2 * found[0]

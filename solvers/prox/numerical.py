@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from argprune.solvers.prox.base import check_step, load_cvxpy
+from argprune.solvers.prox.base import check_step, load_cvxpy, widened
 
-# Candidates a round, rounds: the bracket shrinks by 64 / 2 a round, from |w| to |w| * 2^-50.
-_POINTS, _ROUNDS = 65, 10
+# A round shrinks the bracket by (points - 1) / 2: twelve by 2^36, beyond what the objective's digits resolve.
+_POINTS, _ROUNDS, _DIPS = 17, 12, 3
 _ENTRIES = 1 << 12
 
 
@@ -39,8 +40,8 @@ class SearchedProx:
     """A separable regularizer whose prox is found entry by entry, by a search of the whole line between 0 and w.
 
     regularizer: `value` must work under torch.func.vmap, or it is called entry by entry. Between 0 and w lies the
-    minimiser of every r that grows with |w|. The search refines around the best of 65 points, again and again: exact to
-    about 1e-12 of |w| where r is convex or has a single dip between neighbouring points.
+    minimiser of every r that grows with |w|. The three best dips of a first grid are refined, and 0 is always compared:
+    the objective is minimal to its last digits wherever no dip falls between two neighbouring points of the grid.
     """
 
     regularizer: Any
@@ -59,8 +60,8 @@ class SearchedProx:
         return getattr(self.regularizer, name)
 
     def value(self, w: Tensor) -> Tensor:
-        """The regularizer's value."""
-        value: Tensor = self.regularizer.value(w)
+        """The regularizer's value, in float32 at least."""
+        value: Tensor = self.regularizer.value(widened(w))
         return value
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -74,27 +75,51 @@ class SearchedProx:
         return found.reshape(w.shape).to(w.dtype)
 
     def _search(self, w: Tensor, step: Tensor) -> Tensor:
-        grid = torch.linspace(0, 1, _POINTS, dtype=torch.float64, device=w.device)
-        low, high = torch.zeros_like(w), w.clone()
-        best = torch.zeros_like(w)
+        def objective(x: Tensor) -> Tensor:
+            # Less w^2 / 2, which leaves differences between candidates their digits.
+            return _elementwise(self.regularizer, x) * step[:, None] + x * (x / 2 - w[:, None])
+
+        grid = _first_grid(w.device)
+        points = w[:, None] * grid
+        total = objective(points)
+        # A dip is a point below both neighbours; several may hide the minimum, so that the best few are followed.
+        edge = torch.full_like(total[:, :1], torch.inf)
+        before, after = torch.cat([edge, total[:, :-1]], 1), torch.cat([total[:, 1:], edge], 1)
+        dips = torch.where((total <= before) & (total <= after), total, torch.inf)
+        chosen = dips.topk(_DIPS, largest=False).indices
+        found = torch.zeros_like(w)[:, None]
+        for dip in chosen.unbind(1):
+            low = points.gather(1, (dip - 1).clamp(min=0)[:, None]).squeeze(1)
+            high = points.gather(1, (dip + 1).clamp(max=len(grid) - 1)[:, None]).squeeze(1)
+            found = torch.cat([found, self._refined(objective, low, high)[:, None]], 1)
+        best = objective(found).argmin(1, keepdim=True)
+        return found.gather(1, best).squeeze(1) + 0.0
+
+    @staticmethod
+    def _refined(objective: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+        inner = torch.linspace(0, 1, _POINTS, dtype=torch.float64, device=low.device)
+        best = low
         for _ in range(_ROUNDS):
-            points = low[:, None] + (high - low)[:, None] * grid
-            points = torch.cat([points, best[:, None]], dim=1)
-            values = _elementwise(self.regularizer, points)
-            # Subtracting w^2 / 2 leaves differences between candidates their digits.
-            total = values * step[:, None] + points * (points / 2 - w[:, None])
-            chosen = total.argmin(1, keepdim=True)
+            points = low[:, None] + (high - low)[:, None] * inner
+            chosen = objective(points).argmin(1, keepdim=True)
             best = points.gather(1, chosen).squeeze(1)
-            width = (high - low) / (_POINTS - 1)
-            lowest, highest = torch.minimum(torch.zeros_like(w), w), torch.maximum(torch.zeros_like(w), w)
-            low = torch.clamp(best - width, lowest, highest)
-            high = torch.clamp(best + width, lowest, highest)
-        return best + 0.0
+            low = points.gather(1, (chosen - 1).clamp(min=0)).squeeze(1)
+            high = points.gather(1, (chosen + 1).clamp(max=_POINTS - 1)).squeeze(1)
+        return best
+
+
+def _first_grid(device: torch.device) -> Tensor:
+    """Fractions of w: evenly spaced, and geometric towards 0 for minima much smaller than w."""
+    even = torch.linspace(0, 1, 65, dtype=torch.float64, device=device)
+    small = torch.logspace(-15, -2, 64, dtype=torch.float64, device=device)
+    return torch.cat([even, small]).unique()
 
 
 def _elementwise(regularizer: Any, points: Tensor) -> Tensor:
     """r at every entry of a tensor, from the value of one-entry tensors."""
     flat = points.flatten()
+    if flat.numel() == 0:
+        return points
     try:
         values = torch.func.vmap(regularizer.value)(flat[:, None])
     except (RuntimeError, TypeError):
@@ -117,8 +142,8 @@ class SolvedProx:
         return getattr(self.regularizer, name)
 
     def value(self, w: Tensor) -> Tensor:
-        """The regularizer's value."""
-        value: Tensor = self.regularizer.value(w)
+        """The regularizer's value, in float32 at least."""
+        value: Tensor = self.regularizer.value(widened(w))
         return value
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:

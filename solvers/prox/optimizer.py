@@ -214,7 +214,7 @@ def _metric_step(second: Tensor, correction: float, eps: float, rate: float, out
         torch.sqrt(second, out=out)
     else:
         out.copy_(second.sqrt())
-    return out.add_(eps * root).reciprocal_().mul_(rate * root)
+    return torch.div(out.new_tensor(rate * root), out.add_(eps * root), out=out)
 
 
 def _check_strengths(strengths: Sequence[float], count: int) -> None:

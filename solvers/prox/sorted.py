@@ -93,14 +93,14 @@ class SLOPE(Grouped):
         """The same function of a CVXPY variable: a sum of norms of the k largest, by the factors' differences."""
         cvxpy = load_cvxpy()
         stack = cvxpy.abs(split_expression(self.groups, x))
-        factors = self._factors(stack.shape[1], torch.device("cpu"))
-        differences = factors - torch.cat([factors[1:], factors.new_zeros(1)])
-        return self.strength * sum(
-            difference * cvxpy.sum_largest(stack[row], k)
-            for row in range(stack.shape[0])
-            for k, difference in enumerate(differences.tolist(), start=1)
-            if difference > 0 or k == 1
-        )
+        rows, size = stack.shape
+        factors = self._factors(size, torch.device("cpu"))
+        # The last term is a plain sum, which sum_largest of all entries, in CVXPY 1.9, fails to be.
+        total = factors[-1].item() * cvxpy.sum(stack)
+        for k, difference in enumerate((factors[:-1] - factors[1:]).tolist(), start=1):
+            if difference > 0:
+                total = total + difference * sum(cvxpy.sum_largest(stack[row], k) for row in range(rows))
+        return self.strength * total
 
 
 @register(
@@ -152,12 +152,14 @@ class KSupport(Grouped):
         return (x * scale).copysign(stack)
 
     def expression(self, x: Any) -> Any:
-        """The same function of a CVXPY variable; where k < a group's size its `value` is a solver's, to about 1e-6."""
+        """The same function of a CVXPY variable; for 1 < k < size its `value` is a solver's, to about 1e-6."""
         cvxpy = load_cvxpy()
         stack = split_expression(self.groups, x)
         rows, size = stack.shape
         if self.k >= size:
             return self.strength / 2 * cvxpy.sum_squares(stack)
+        if self.k == 1:
+            return self.strength / 2 * cvxpy.sum_squares(cvxpy.sum(cvxpy.abs(stack), axis=1))
         # sup over a of <a, w> - (sum of the k largest a_i^2) / 2, as a support function: at (w, -1), of an epigraph.
         a = cvxpy.Variable(size + 1)
         supremum = cvxpy.suppfunc(a, [cvxpy.sum_largest(cvxpy.square(a[:size]), self.k) / 2 <= a[size]])

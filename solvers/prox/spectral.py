@@ -56,7 +56,8 @@ class Nuclear:
         corner = grad - left @ (left.mT @ grad)
         corner = corner - (corner @ right) @ right.mT
         excess = (torch.linalg.svdvals(corner) - self.strength).clamp(min=0)
-        return torch.hypot((grad - corner + self.strength * left @ right.mT).norm(), excess.norm())
+        rest = grad - corner + self.strength * left @ right.mT
+        return torch.hypot(_norm(rest), _norm(excess))
 
     def expression(self, x: Any) -> Any:
         """The same function of a CVXPY variable."""
@@ -173,27 +174,29 @@ class SpectralNorm:
         radius = tau / decomposed.scale
         if float(values.sum()) <= radius:
             return torch.zeros_like(decomposed.original)
-        return decomposed.with_values((values - onto_simplex(values, radius)).clamp(min=0))
+        level = (values - onto_simplex(values, radius))[0].clamp(min=0)
+        return decomposed.with_values(torch.minimum(values, level))
 
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:
         """Distance (Frobenius norm, 0-dim) of -grad to the subdifferential at w, with numerical multiplicity of s_1."""
         decomposed = _Singular("SpectralNorm", w)
         grad = widened(grad.detach())
         if not len(decomposed.values):
-            return grad.norm()
+            return _norm(grad)
         if float(decomposed.values[0]) == 0:
             # At 0 the subdifferential is the ball of the dual norm.
             values = torch.linalg.svdvals(grad).double()
             inside = values.sum() <= self.strength
             nearest = torch.where(inside, values, onto_simplex(values, self.strength))
-            return (values - nearest).norm().to(grad.dtype)
-        left, right = decomposed.leading(decomposed.values >= decomposed.values[0] - decomposed.rounding())
+            return _norm(values - nearest).to(grad.dtype)
+        # Values that a prox made equal differ by the rounding of the product and of its decomposition.
+        left, right = decomposed.leading(decomposed.values >= decomposed.values[0] - 4 * decomposed.rounding())
         # Else it is strength * U1 H V1^T over the positive semidefinite H of trace 1, on the singular space of s_1.
         core = -(left.mT @ grad @ right)
-        outside = (grad + left @ core @ right.mT).norm()
+        outside = _norm(grad + left @ core @ right.mT)
         spectrum = torch.linalg.eigvalsh((core + core.mT) / 2).double()
-        apart = (spectrum - onto_simplex(spectrum, self.strength)).norm().to(grad.dtype)
-        return torch.stack([outside, apart, ((core - core.mT) / 2).norm()]).norm()
+        apart = _norm(spectrum - onto_simplex(spectrum, self.strength)).to(grad.dtype)
+        return _norm(torch.stack([outside, apart, _norm(core - core.mT) / 2]))
 
     def expression(self, x: Any) -> Any:
         """The same function of a CVXPY variable."""
@@ -242,6 +245,9 @@ class _Singular:
         wide = widened(self.original)
         scale = power_of_two(wide.abs().amax()) if w.numel() else wide.new_ones(())
         self.scale = float(scale)
+        self.values: Tensor
+        self._left: Tensor
+        self._right: Tensor
         self._left, self.values, self._right = torch.linalg.svd(wide / scale, full_matrices=False)
         self._scale = scale
 
@@ -252,7 +258,7 @@ class _Singular:
         relative = max(self.original.shape) * torch.finfo(self.values.dtype).eps * largest
         # Below the smallest normal number entries are rounded to multiples of the smallest of all.
         absolute = math.sqrt(self.original.numel()) * (info.smallest_normal / self.scale * info.eps)
-        return relative + info.eps / 2 * self.values.norm() + absolute
+        return relative + info.eps / 2 * _norm(self.values) + absolute
 
     def rank(self) -> Tensor:
         """The numerical rank."""
@@ -299,3 +305,8 @@ def _spread(weights: Sequence[float], values: Tensor) -> Tensor:
     """One weight a singular value; the last weight stands for those beyond."""
     index = torch.arange(len(values), device=values.device).clamp(max=len(weights) - 1)
     return values.new_tensor(weights)[index]
+
+
+def _norm(x: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x)
+    return norm

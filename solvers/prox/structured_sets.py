@@ -168,7 +168,7 @@ class TransposableNM(SupportSet):
 
     def allows(self, support: Tensor) -> Tensor:
         """At most n nonzeros in every row and column of every block."""
-        blocks = self._split(support).unflatten(1, (self.m, self.m))
+        blocks = self._split(support).reshape(-1, self.m, self.m)
         return (blocks.sum(1) <= self.n).all() & (blocks.sum(2) <= self.n).all()
 
     def select(self, scores: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class TransposableNM(SupportSet):
         if self.m <= _ENUMERABLE:
             kept = _best_patterns(blocks, self.n, self.m)
         else:
-            squares = blocks.unflatten(1, (self.m, self.m))
+            squares = blocks.reshape(-1, self.m, self.m)
             kept = torch.stack([_transport(block, self.n, self.n) for block in squares]).flatten(1)
         return Blocks(self.m, self.m).join(kept, scores.shape)
 
@@ -217,7 +217,7 @@ def _patterns(n: int, m: int) -> Tensor:
     Maximal, not full: a mask with rows or columns of fewer than n may keep more than every mask of exactly n.
     """
     bits = torch.arange(2 ** (m * m))[:, None] >> torch.arange(m * m - 1, -1, -1) & 1
-    masks = bits.bool().unflatten(1, (m, m))
+    masks = bits.bool().reshape(-1, m, m)
     rows, columns = masks.sum(2), masks.sum(1)
     feasible = (rows <= n).all(1) & (columns <= n).all(1)
     addable = ~masks & (rows < n)[:, :, None] & (columns < n)[:, None, :]
@@ -228,7 +228,7 @@ def _best_patterns(blocks: Tensor, n: int, m: int) -> Tensor:
     """The best pattern of every block, as a mask of the shape of `blocks`, (blocks, m^2)."""
     patterns = _patterns(n, m).to(blocks.device)
     energy = _energy(blocks, 1)
-    best = torch.cat([(part @ patterns.double().t()).argmax(1) for part in energy.split(_BATCH)])
+    best = torch.cat([(part @ patterns.double().t()).argmax(1) for part in torch.split(energy, _BATCH)])
     return patterns[best]
 
 

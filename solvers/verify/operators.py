@@ -7,26 +7,33 @@ from collections.abc import Mapping
 from typing import Any
 
 
+from argprune.solvers.prox.numerical import with_prox
 from argprune.solvers.registry import registered, resolve
 from argprune.solvers.verify.identities import identity_checks
 from argprune.solvers.verify.manners import manner_checks
 from argprune.solvers.verify.optimality import optimality_checks
 from argprune.solvers.verify.report import Report
-from argprune.solvers.verify.speed import measure_speed
+from argprune.solvers.verify.speed import ENTRIES, measure_speed
 from argprune.solvers.verify.subject import Subject
+
+# What is flagged as slow is timed on fewer entries.
+_SLOW_ENTRIES = 1 << 12
 
 
 def check_operator(operator: Any, name: str | None = None, *, seed: int = 0, speed: bool = False) -> Report:
     """Check that an operator's prox is that of its value, and that it treats tensors well.
 
     operator: anything with `value(w)` and `prox(w, step)` on (4, 6) tensors; optional members and declared facts as
-    `argprune.solvers.prox.Regularizer` says. Inputs it refuses with ValueError or TypeError are left out.
+    `argprune.solvers.prox.Regularizer` says. Inputs it refuses with ValueError or TypeError are left out. Without a
+    `prox`, the numerical one that a method would use is checked.
     speed: also time it on a million entries. Nothing here uses or moves torch's global random state.
     """
     began = time.perf_counter()
+    operator = with_prox(operator)
+    slow = bool(getattr(operator, "slow", False))
     subject = Subject.of(operator, seed)
     checks = (*optimality_checks(subject), *identity_checks(subject), *manner_checks(subject))
-    measured = measure_speed(operator) if speed else None
+    measured = measure_speed(operator, _SLOW_ENTRIES if slow else ENTRIES) if speed else None
     return Report(
         name=name or type(operator).__name__,
         operator=repr(operator),
@@ -34,7 +41,7 @@ def check_operator(operator: Any, name: str | None = None, *, seed: int = 0, spe
         checks=checks,
         seconds=time.perf_counter() - began,
         speed=measured,
-        slow=bool(getattr(operator, "slow", False)),
+        slow=slow,
     )
 
 

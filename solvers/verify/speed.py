@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from argprune.solvers.verify.report import Speed
 
 ENTRIES = 1 << 20
-_ROWS = 1 << 11
 
 
 def measure_speed(operator: Any, entries: int = ENTRIES, repetitions: int = 5) -> Speed | None:
-    """Speed on a (2048, entries / 2048) float32 matrix; None where the operator does not take it.
+    """Speed on a float32 matrix of `entries`, a square of a power of two or nearly; None where the operator does not take it.
 
     Bytes counted: every entry read and written once, as a copy does.
     """
-    w = torch.randn(_ROWS, entries // _ROWS, generator=torch.Generator().manual_seed(0))
+    rows = 1 << (entries.bit_length() // 2)
+    w = torch.randn(rows, entries // rows, generator=torch.Generator().manual_seed(0))
     in_place = getattr(operator, "prox_", None)
     try:
         operator.prox(w, 0.5)
@@ -55,14 +56,40 @@ def _median(action: Callable[[], object], repetitions: int, before: Callable[[],
     return statistics.median(seconds)
 
 
+class _Peak(TorchDispatchMode):
+    """The most bytes of tensors made inside that were alive together."""
+
+    def __init__(self, given: Tensor) -> None:
+        super().__init__()
+        self._given = given.untyped_storage()._cdata
+        self._tensors: dict[int, int] = {}
+        self._now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata != self._given:
+                self._track(tensor)
+        return result
+
+    def _track(self, tensor: Tensor) -> None:
+        # Views and in-place results share a storage, which lives as long as any of them.
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        if self._tensors.setdefault(storage._cdata, 0) == 0:
+            self._now += size
+            self.peak = max(self.peak, self._now)
+        self._tensors[storage._cdata] += 1
+        weakref.finalize(tensor, self._drop, storage._cdata, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._tensors[key] -= 1
+        if self._tensors[key] == 0:
+            self._now -= size
+
+
 def _peak_bytes(operator: Any, w: Tensor) -> int:
-    """The most that the allocator handed out and had not got back during one prox."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        result = operator.prox(w, 0.5)
-    del result
-    now = peak = 0
-    for event in trace.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
+    """The most memory that one prox held beyond its input, as far as torch's operators show it."""
+    with _Peak(w) as memory:
+        operator.prox(w, 0.5)
+    return memory.peak

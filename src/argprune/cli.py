@@ -1,4 +1,4 @@
-"""The command line: `argprune prune`, `argprune study`, `argprune list`.
+"""The command line: `argprune prune`, `argprune verify`, `argprune study`, `argprune list`.
 
 Errors are one line that says what was wrong and what would be right.
 Exit status: 0, 1 for a failed run, 2 for bad usage.
@@ -7,6 +7,7 @@ Exit status: 0, 1 for a failed run, 2 for bad usage.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -47,7 +48,12 @@ def _run_error() -> type[Exception]:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], int]] = {"prune": _prune, "study": _study, "list": _list}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "prune": _prune,
+        "verify": _verify,
+        "study": _study,
+        "list": _list,
+    }
     top = argparse.ArgumentParser(prog="argprune", description=__doc__.splitlines()[0], exit_on_error=False)
     top.add_argument("--version", action="version", version=f"argprune {__version__}")
     top.add_argument("command", choices=commands, help="what to do; `argprune COMMAND --help` says more")
@@ -67,7 +73,11 @@ def _prune(arguments: list[str]) -> int:
     from argprune.tasks.settings import Settings
 
     set_loader("argprune", _load_config)
+    arguments, regularizer = _regularizer(arguments)
     arguments = [re.sub(r"^--method(?==|$)", "--method.name", _underscored(argument)) for argument in arguments]
+    if regularizer is not None:
+        # After the config files, which it overrides.
+        arguments += ["--method.regularizer", json.dumps(regularizer)]
     method = _method_name(arguments)
     parser = ArgumentParser(
         prog="argprune prune",
@@ -118,6 +128,67 @@ def _prune(arguments: list[str]) -> int:
         print_summary([run.metrics])
         print(f"Run directory: {output}")
     return 0
+
+
+def _verify(arguments: list[str]) -> int:
+    arguments, regularizers = _regularizers(arguments)
+    parser = argparse.ArgumentParser(
+        prog="argprune verify",
+        description="Check operators against independent solvers.",
+        epilog="--regularizer NAME|module:Class|file.py:Class (repeatable; default: all), --regularizer.OPTION VALUE",
+        exit_on_error=False,
+    )
+    parser.add_argument("what", choices=("prox",))
+    parser.add_argument("--json", metavar="FILE", help="write every check with its worst error")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs")
+    parser.add_argument("--no-speed", action="store_true", help="do not time the operators")
+    parser.add_argument("-q", "--quiet", action="store_true", help="failures only")
+    parsed = parser.parse_args(arguments)
+
+    from argprune.tasks.verify_command import verify_command
+
+    return verify_command(
+        regularizers,
+        json_file=parsed.json,
+        jobs=parsed.jobs,
+        seed=parsed.seed,
+        speed=not parsed.no_speed,
+        quiet=parsed.quiet,
+    )
+
+
+def _regularizer(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any] | None]:
+    """`--regularizer NAME --regularizer.OPTION VALUE` as one mapping, and the arguments without them."""
+    rest, found = _regularizers(arguments)
+    if len(found) > 1:
+        raise ValueError(f"{len(found)} regularizers; give one.")
+    return rest, found[0] if found else None
+
+
+def _regularizers(arguments: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Every `--regularizer NAME` with the `--regularizer.OPTION VALUE`s that follow it, and the other arguments."""
+    rest: list[str] = []
+    found: list[dict[str, Any]] = []
+    pending = iter(arguments)
+    for argument in pending:
+        key, equals, value = argument.partition("=")
+        if key != "--regularizer" and not key.startswith("--regularizer."):
+            rest.append(argument)
+            continue
+        value = value if equals else next(pending, "")
+        if not value:
+            raise ValueError(f"{key} without a value.")
+        if key == "--regularizer":
+            found.append({"name": value})
+        elif not found:
+            raise ValueError(f"{key} before --regularizer NAME, which says whose option it is.")
+        else:
+            # A float where YAML 1.1 sees text: 1e-4.
+            number = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
+            option = key.partition(".")[2].replace("-", "_")
+            found[-1][option] = float(value) if number else yaml.safe_load(value)
+    return rest, found
 
 
 def _study(arguments: list[str]) -> int:

@@ -86,7 +86,7 @@ def test_k_support_prox_is_a_convex_solvers_of_the_variational_form(regularizer:
             assert_solved(regularizer.strength / 2 * cvxpy.sum(bound), constraints, x, regularizer, w, step)
 
 
-@pytest.mark.parametrize("regularizer", [SUPPORTS["k = 5"], SUPPORTS["k beyond"], SUPPORTS["rows"]])
+@pytest.mark.parametrize("regularizer", [SUPPORTS[name] for name in ("k = 1", "k = 5", "k beyond", "rows")])
 def test_the_expression_of_the_k_support_norm_is_the_same_function(regularizer: KSupport) -> None:
     w = inputs()[0]
     x = cvxpy.Variable(w.shape)
