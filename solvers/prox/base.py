@@ -18,7 +18,8 @@ class Regularizer(Protocol):
 
     Optional members: `distance(w, grad)`, `expression(x)` where convex, `factors(w)` where concave, and
     `prox_(w, step)`, the in-place form that optimizer steps use when it is there. Where `separable` is True,
-    `prox_(w, step, part)` is asked for entries `part` (a slice of the flattened tensor) alone, which w and step hold.
+    `prox_(w, step, part)` is asked for entries `part` (a slice of the flattened tensor) alone, which w and step hold;
+    that step may be overwritten.
 
     Facts are class variables: `convex`, `separable` (R(w) = sum_i r_i(w_i)); False where absent.
     """

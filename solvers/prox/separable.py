@@ -87,7 +87,9 @@ class WeightedL1:
             return soft_threshold_(w, step, scale=self.strength * self.factors)
         factors = self.factors if part is None else self.factors.view(-1)[part]
         if isinstance(step, Tensor):
-            return soft_threshold_(w, step * factors, scale=self.strength)
+            # A part's step is scratch of the optimizer's.
+            thresholds = step * factors if part is None else step.mul_(factors)
+            return soft_threshold_(w, thresholds, scale=self.strength)
         return soft_threshold_(w, factors, scale=self.strength * step)
 
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:
