@@ -176,20 +176,21 @@ def onto_simplex(w: Tensor, total: float) -> Tensor:
     if total == 0 or w.numel() == 0:
         return torch.zeros_like(w)
     # Entries of the solution's support lie within `total` of the largest, so that in these units nothing is lost.
-    offsets = ((w - w.max()) / total).clamp(min=-1)
-    ordered = offsets.flatten().sort(descending=True).values
+    # Flat, so that sums are taken in the same order whatever the strides.
+    offsets = ((w.flatten() - w.max()) / total).clamp(min=-1)
+    ordered = offsets.sort(descending=True).values
     counts = torch.arange(1, len(ordered) + 1, dtype=w.dtype, device=w.device)
     thresholds = (ordered.cumsum(0) - 1) / counts
     support = (ordered > thresholds).sum().clamp(min=1)
     share = (offsets - thresholds[support - 1]).clamp(min=0)
     # One Newton step for the sum takes back what the running sum lost.
     share = torch.where(share > 0, share - (share.sum() - 1) / (share > 0).sum(), 0).clamp(min=0)
-    return share * total
+    return (share * total).reshape(w.shape)
 
 
 def scaled_norm(w: Tensor) -> tuple[Tensor, Tensor]:
     """A power of two and ||w||_2 divided by it, 0-dim float64 tensors: the quotient neither overflows nor vanishes."""
-    wide = w.double()
+    wide = w.double().flatten()
     scale = power_of_two(wide.abs().amax()) if w.numel() else wide.new_ones(())
     return scale, (wide / scale).square().sum().sqrt()
 

@@ -74,6 +74,7 @@ class WeightedL1:
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum_i factors_i |w_i|."""
+        self._check_shape(w)
         return self.strength * (self.factors * widened(w).abs()).sum()
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -85,6 +86,12 @@ class WeightedL1:
         check_step(step)
         if not isinstance(self.factors, Tensor):
             return soft_threshold_(w, step, scale=self.strength * self.factors)
+        if part is None:
+            self._check_shape(w)
+        if w.dtype in (torch.bfloat16, torch.float16):
+            # Thresholds may be beyond what the dtype holds. Adding 0 after the rounding turns its -0 into +0.
+            wide = self.prox_(w.float(), widened(step) if isinstance(step, Tensor) else step, part)
+            return w.copy_(wide).add_(0.0)
         factors = self.factors if part is None else self.factors.view(-1)[part]
         if isinstance(step, Tensor):
             # A part's step is scratch of the optimizer's.
@@ -95,6 +102,11 @@ class WeightedL1:
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:
         """Distance of -grad to the subdifferential at w, entry by entry; 0 where stationary."""
         return _l1_distance(w, grad, self.strength * self.factors)
+
+    def _check_shape(self, w: Tensor) -> None:
+        if isinstance(self.factors, Tensor) and self.factors.dim() and self.factors.shape != w.shape:
+            have, wanted = tuple(self.factors.shape), tuple(w.shape)
+            raise ValueError(f"WeightedL1: factors of shape {have} for a tensor of shape {wanted}; give one an entry.")
 
     def expression(self, x: Any) -> Any:
         """The same function of a CVXPY variable."""

@@ -118,11 +118,12 @@ class NM(SupportSet):
 class RowColumn(SupportSet):
     """Matrices with at most `per_row` nonzeros in each row and at most `per_column` in each column; both >= 0.
 
-    The projection is a transportation problem, exact for every step up to rounding of the sum of squares, a relative
-    1e-14 or so: HiGHS finds a vertex, which is integral as the constraints are totally unimodular, and negative cycles
-    that its tolerance left are then cancelled. On the CPU, whatever the device; the cost grows a little faster than the
-    square of the number of entries: some 0.1 s at 32 x 32, minutes at 512 x 512. Closed form where one of the two
-    counts does not bind, an assignment problem where both are 1. Which of several optimal masks is not specified.
+    The projection is a transportation problem, exact for every step up to rounding of the sum of squares: HiGHS finds a
+    vertex, integral as the constraints are totally unimodular, and exchanges along cycles make up for its tolerance.
+    On the CPU, whatever the device: a linear program of rows x columns variables, then at least one pass of
+    (rows + columns)^2 operations; measured on one core, 0.02 s at 32 x 32, 0.2 s at 128 x 128, 2 s at 256 x 256.
+    Closed form where one of the two counts does not bind, an assignment problem where both are 1. Which of several
+    optimal masks is not specified. In a tensor step's metric, the sum of w_i^2 / step_i.
     """
 
     per_row: int
@@ -141,9 +142,9 @@ class RowColumn(SupportSet):
         """The mask of largest sum of squares."""
         _check_matrix("RowColumn", scores)
         height, width = scores.shape
-        if self.per_column >= height:
+        if self.per_column >= height or self.per_row == 0:
             return _largest_of_rows(scores, self.per_row)
-        if self.per_row >= width:
+        if self.per_row >= width or self.per_column == 0:
             return _largest_of_rows(scores.t(), self.per_column).t()
         return _transport(scores, self.per_row, self.per_column)
 

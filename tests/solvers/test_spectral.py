@@ -61,7 +61,7 @@ def test_a_convex_solver_finds_the_same_prox(norm: Any, step: float, rank: int) 
     p = norm.prox(w, step)
     # Clarabel's gaps are 1e-8 of the objective; a gap g bounds the distance by sqrt(2 step g).
     assert objective(norm, p, w, step) == pytest.approx(problem.value, rel=1e-6, abs=1e-7)
-    np.testing.assert_allclose(p.numpy(), x.value, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(p.numpy(), np.asarray(x.value), rtol=0, atol=1e-3)
     x.value = w.numpy()
     assert float(norm.expression(x).value) == pytest.approx(float(norm.value(w)), rel=1e-12)
 
