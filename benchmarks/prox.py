@@ -3,7 +3,7 @@
 Every row is one operator on the same 10M float32 (for groups: rows of 768). Two kinds: "new" returns a fresh array, as
 all peers do; "held" writes where it reads, as an optimizer does. Sides are timed in turn after warm-up, medians are
 reported, and the ratio is to argprune's own time of the kind: above 1 the peer is slower. Peers that are not installed
-are left out: pyproximal 0.13, jaxopt, proxtorch, torchao, skglm; `pip install --no-deps` keeps them from changing torch.
+are left out: pyproximal 0.13, jaxopt, proxtorch, torchao, skglm (`pip install --no-deps` leaves torch alone).
 
     python benchmarks/prox.py [--quick] [--entries N] [--repetitions N] [--threads N] [--json FILE]
 """
@@ -113,7 +113,6 @@ def comparisons(entries: int) -> Iterator[tuple[str, str, Callable[[], object], 
     held, factors = torch.empty_like(w), torch.rand_like(w)
     matrix, held_matrix = w.view(-1, WIDTH), held.view(-1, WIDTH)
 
-
     for name, operator in {
         "l1": prox.L1(STRENGTH),
         "elastic_net": prox.ElasticNet(STRENGTH),
@@ -194,7 +193,9 @@ def peers(name: str, w: Any) -> list[Side]:
         if name == "l1":
             mapping = pat.ProxLasso(STRENGTH)
         else:
-            mapping = importlib.import_module("torchao.prototype.pat.optim.group_lasso").ProxGroupLassoVectorized(STRENGTH, 1)
+            mapping = importlib.import_module("torchao.prototype.pat.optim.group_lasso").ProxGroupLassoVectorized(
+                STRENGTH, 1
+            )
         sides.append(("torchao PAT", lambda: mapping.apply_(w.clone(), STEP)))
     skglm = optional("skglm.utils.prox_funcs")
     if skglm is not None:

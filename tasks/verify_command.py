@@ -84,7 +84,7 @@ def _label(spec: Spec, index: int) -> str:
     return f"{json.dumps(spec, sort_keys=True, default=str)}#{index}"
 
 
-def _checked(work: list[tuple[Spec, int]], jobs: int, seed: int, speed: bool) -> Iterator[tuple[str, Report]]:
+def _checked(work: Sequence[tuple[Spec, int]], jobs: int, seed: int, speed: bool) -> Iterator[tuple[str, Report]]:
     """Reports as they come, from worker processes where there is more than one instance to check."""
     if jobs == 1 or len(work) == 1:
         for spec, index in work:
@@ -92,7 +92,9 @@ def _checked(work: list[tuple[Spec, int]], jobs: int, seed: int, speed: bool) ->
         return
     # Spawned: a fork of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(work)), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        min(jobs, len(work)), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         futures = {pool.submit(_check, spec, index, seed, speed): _label(spec, index) for spec, index in work}
         for future in as_completed(futures):
             yield futures[future], future.result()
@@ -110,7 +112,11 @@ def _table(reports: Sequence[Report]) -> Table:
         passed = sum(check.status == "passed" for check in report.checks)
         tried = sum(check.status != "skipped" for check in report.checks)
         worst = report.worst
-        rate = ("", "") if report.speed is None else (f"{report.speed.gigabytes_per_second:.2g}", f"{report.speed.ratio_to_copy:.1f}")
+        rate = (
+            ("", "")
+            if report.speed is None
+            else (f"{report.speed.gigabytes_per_second:.2g}", f"{report.speed.ratio_to_copy:.1f}")
+        )
         state = "[green]pass[/green]" if report.passed else "[red]FAIL[/red]"
         numbers = (f"{worst.error:.1e}", f"{worst.tolerance:.1e}")
         slow = " (slow)" if report.slow else ""

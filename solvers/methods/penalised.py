@@ -1,12 +1,12 @@
 """What pruning by a prox after the optimizer's step has in common, whatever the regularizer.
 
-    for each step t of the pruning phase:
-        A <- optimizer's step on f from W                   (the penalty is never in the loss)
-        strength <- given, or what makes s(t) of the entries zero
-        W <- prox of strength * R at A, with the step that the metric gives
-        every so often:  reweight R
-    support <- nonzeros of W
-    for each step of the cool-down:  optimizer's step on f, restricted to the support
+for each step t of the pruning phase:
+    A <- optimizer's step on f from W                   (the penalty is never in the loss)
+    strength <- given, or what makes s(t) of the entries zero
+    W <- prox of strength * R at A, with the step that the metric gives
+    every so often:  reweight R
+support <- nonzeros of W
+for each step of the cool-down:  optimizer's step on f, restricted to the support
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ class Penalised(Method):
 
     def wrap_optimizer(self, optimizer: Optimizer) -> ProximalOptimizer:
         """The proximal optimizer, idle until the pruning phase begins."""
-        self._controller = self._controller_for(
-            lambda: self._schedule(self._step), lambda: self._step >= self._end
-        )
+        self._controller = self._controller_for(lambda: self._schedule(self._step), lambda: self._step >= self._end)
         regularizers = [self._regularizer(index) for index in range(len(self._weights))]
         self._proximal = ProximalOptimizer(
             optimizer, self._weights, regularizers, metric=self.metric, step=self.prox_step, strength=0.0

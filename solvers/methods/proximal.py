@@ -54,7 +54,7 @@ class Proximal(Penalised):
     unless given; what matters is the strength below.
     reweighting: "none", "log" (factors 1 / (|w| + eps_rw)) or "sqrt" (their square root); separable regularizers only.
     eps_rw: > 0, in units of the root mean square. reweight_every: steps between reweightings.
-    metric: the prox step: "decoupled" (the learning rate), "metric" (exact in Adam's metric) or "constant" (`prox_step`).
+    metric: the prox step: "decoupled" (learning rate), "metric" (exact in Adam's metric) or "constant" (`prox_step`).
     strength: penalty strength; None: found by search so that the prox itself reaches the sparsity.
     warmup, cooldown: fractions of the run before the first prox and with the support fixed.
     """
@@ -130,7 +130,7 @@ def build_regularizer(spec: str | Mapping[str, Any]) -> Any:
 
     Raises ValueError in one line for an unknown name or a bad option.
     """
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise ValueError(f"regularizer {spec!r}; give a name, or a mapping with `name` and options.")
@@ -140,4 +140,6 @@ def build_regularizer(spec: str | Mapping[str, Any]) -> Any:
     try:
         return cls(**options)
     except TypeError as error:
-        raise ValueError(f"regularizer {name!r}: {error}. Its options: {', '.join(registry.parameters(cls))}.") from error
+        raise ValueError(
+            f"regularizer {name!r}: {error}. Its options: {', '.join(registry.parameters(cls))}."
+        ) from error

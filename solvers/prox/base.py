@@ -94,11 +94,11 @@ def pieces(w: Tensor, step: float | Tensor) -> Iterator[tuple[Tensor, float | Te
     if isinstance(step, Tensor):
         step = step.to(w.dtype) if step.dtype != w.dtype and w.dtype in (torch.float32, torch.float64) else step
         if step.dim() and step.shape == w.shape and step.is_contiguous() and _chunked(w):
-            yield from zip(w.view(-1).split(CHUNK), widened(step).view(-1).split(CHUNK), strict=True)
+            yield from zip(torch.split(w.view(-1), CHUNK), torch.split(widened(step).view(-1), CHUNK), strict=True)
         else:
             yield w, widened(step)
     elif _chunked(w):
-        yield from ((piece, step) for piece in w.view(-1).split(CHUNK))
+        yield from ((piece, step) for piece in torch.split(w.view(-1), CHUNK))
     else:
         yield w, step
 

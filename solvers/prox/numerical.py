@@ -24,14 +24,16 @@ def with_prox(regularizer: Any) -> Any:
     if callable(getattr(regularizer, "prox", None)):
         return regularizer
     if not callable(getattr(regularizer, "value", None)):
-        raise ValueError(f"{type(regularizer).__name__} has no `value`; a regularizer needs value(w), and prox(w, step).")
+        raise ValueError(
+            f"{type(regularizer).__name__} has no `value`; a regularizer needs value(w), and prox(w, step)."
+        )
     if getattr(regularizer, "separable", False):
         return SearchedProx(regularizer)
     if getattr(regularizer, "convex", False) and hasattr(regularizer, "expression"):
         return SolvedProx(regularizer)
     raise ValueError(
-        f"{type(regularizer).__name__} has no `prox`, and none can be computed: declare it `separable`, or `convex` with "
-        "an `expression`."
+        f"{type(regularizer).__name__} has no `prox`, and none can be computed: declare it `separable`, or `convex` "
+        "with an `expression`."
     )
 
 
@@ -69,7 +71,9 @@ class SearchedProx:
         check_step(step)
         flat = w.detach().double().flatten()
         steps = torch.as_tensor(step, dtype=torch.float64, device=w.device).expand(w.shape).flatten()
-        parts = [self._search(x, s) for x, s in zip(flat.split(_ENTRIES), steps.split(_ENTRIES), strict=True)]
+        parts = [
+            self._search(x, s) for x, s in zip(torch.split(flat, _ENTRIES), torch.split(steps, _ENTRIES), strict=True)
+        ]
         found = torch.cat(parts) if parts else flat
         found = torch.where(steps == 0, flat, found)
         return found.reshape(w.shape).to(w.dtype)
@@ -112,7 +116,7 @@ def _first_grid(device: torch.device) -> Tensor:
     """Fractions of w: evenly spaced, and geometric towards 0 for minima much smaller than w."""
     even = torch.linspace(0, 1, 65, dtype=torch.float64, device=device)
     small = torch.logspace(-15, -2, 64, dtype=torch.float64, device=device)
-    return torch.cat([even, small]).unique()
+    return torch.cat([even, small]).sort().values
 
 
 def _elementwise(regularizer: Any, points: Tensor) -> Tensor:
@@ -125,7 +129,8 @@ def _elementwise(regularizer: Any, points: Tensor) -> Tensor:
     except (RuntimeError, TypeError):
         # Data-dependent control flow: entry by entry.
         values = torch.stack([torch.as_tensor(regularizer.value(x[None])) for x in flat])
-    return values.reshape(points.shape).double()
+    elementwise: Tensor = values.reshape(points.shape).double()
+    return elementwise
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ hand side, over and over, never increases f + P.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -94,7 +94,8 @@ class PowerReweighting:
         if self.power == 1:
             return (u / self.eps).log1p().sum()
         left = 1 - self.power
-        return ((u + self.eps).pow(left) - self.eps**left).sum() / left
+        total: Tensor = ((u + self.eps).pow(left) - self.eps**left).sum()
+        return total / left
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class GroupReweighting:
     """
 
     eps: float
-    groups: Groups = Rows()
+    groups: Groups = field(default=Rows())
     power: float = 1.0
     surrogate: Surrogate = "group-lasso"
 
@@ -147,7 +148,8 @@ class GroupReweighting:
         return PowerReweighting(self.eps, self.power).majorised(self._norms(widened(w)))
 
     def _norms(self, w: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(self.groups.split(w), dim=1)
+        norms: Tensor = torch.linalg.vector_norm(self.groups.split(w), dim=1)
+        return norms
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class QuantileReweighting:
     quantile: float
     floor: float = 1e-3
     power: float = 1.0
-    groups: Groups = Elements()
+    groups: Groups = field(default=Elements())
 
     def __post_init__(self) -> None:
         if not 0 < self.quantile < 1:

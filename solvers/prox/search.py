@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class StrengthSearch:
         return low if exact else high
 
 
-def _problem(optimizer: ProximalOptimizer, index: int, exact: bool) -> tuple[Tensor, float | Tensor, object]:
+def _problem(optimizer: ProximalOptimizer, index: int, exact: bool) -> tuple[Tensor, float | Tensor, Any]:
     """The coming prox problem of a weight, or of a sample of its entries where they are not tied."""
     weight, regularizer = optimizer.weights[index], optimizer.regularizers[index]
     w = weight.parameter.detach()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from argprune.solvers.verify.cases import SHAPE, STEPS, Case, degenerate, extreme, generic, normal
+from argprune.solvers.verify.cases import SHAPE, STEPS, Case, degenerate, generic, normal
 from argprune.solvers.verify.measures import EPSILON, objective, rounding, values
 from argprune.solvers.verify.report import Check
 from argprune.solvers.verify.subject import Subject, run, skipped
@@ -71,7 +71,9 @@ def step_to_zero(subject: Subject) -> Check:
             # A projection of a member of the set is the member.
             after = 0.0 if subject.indicator else subject.value(p)
             excess = float((p - case.w).square().sum()) - 2 * step * (before - after)
-            slack = 2 * step * 64 * EPSILON * case.w.numel() * (abs(before) + abs(after)) + _tolerance(subject, case) ** 2
+            slack = (
+                2 * step * 64 * EPSILON * case.w.numel() * (abs(before) + abs(after)) + _tolerance(subject, case) ** 2
+            )
             worst = max(worst, excess / (slack + 1e-13 * float(case.w.square().sum()) + 1e-300))
         exact = subject.prox(case.w, 0.0)
         if not subject.indicator and not torch.equal(exact, case.w):
@@ -105,7 +107,7 @@ def step_order(subject: Subject) -> Check:
 
 
 def envelope_gradient(subject: Subject) -> Check:
-    """The Moreau envelope, differentiated by autograd through the objective at p, is (w - p) / step, as differences say."""
+    """The Moreau envelope's gradient, by autograd through the objective at p, is what differences of it say."""
 
     def measure(case: Case) -> tuple[float, float] | None:
         p = subject.prox(case.w, case.step)
@@ -168,7 +170,9 @@ def tilt(subject: Subject) -> Check:
     def measure(case: Case) -> tuple[float, float]:
         c = 0.3 * normal(subject.seed + 51, *case.w.shape)
         p = subject.prox(case.w - case.step * c, case.step)
-        others = torch.stack([subject.prox(case.w + d, case.step) for d in (0 * c, case.step * c, -0.5 * case.step * c)])
+        others = torch.stack(
+            [subject.prox(case.w + d, case.step) for d in (0 * c, case.step * c, -0.5 * case.step * c)]
+        )
         stack = torch.cat([p.unsqueeze(0), others])
         squares = (stack - case.w).square().flatten(1).sum(1) / (2 * case.step)
         total = (stack * c).flatten(1).sum(1) + squares
@@ -334,7 +338,11 @@ def _diagonal_gap(subject: Subject, case: Case) -> float:
 
 def majorisation(subject: Subject) -> Check:
     """R(x) <= R(w) + sum factors (|x| - |w|): the tangent that reweighting minimises lies above a concave penalty."""
-    if not subject.has("factors") or subject.convex or isinstance(getattr(subject.operator, "factors", None), float | Tensor):
+    if (
+        not subject.has("factors")
+        or subject.convex
+        or isinstance(getattr(subject.operator, "factors", None), float | Tensor)
+    ):
         return skipped("majorisation", "no slopes of a concave penalty")
 
     def measure(case: Case) -> tuple[float, float] | None:
@@ -348,7 +356,11 @@ def majorisation(subject: Subject) -> Check:
 
         before, worst = subject.value(case.w), 0.0
         for scale in (1e-3, 0.3, 3.0):
-            for x in (case.w + scale * normal(subject.seed + 81, *case.w.shape), (1 + scale) * case.w, case.w / (1 + scale)):
+            for x in (
+                case.w + scale * normal(subject.seed + 81, *case.w.shape),
+                (1 + scale) * case.w,
+                case.w / (1 + scale),
+            ):
                 gain = (factors.reshape(-1) * (size(x) - size(case.w)).reshape(-1)).sum()
                 worst = max(worst, subject.value(x) - before - float(gain))
         return worst, 1e-10 * (1 + abs(before))

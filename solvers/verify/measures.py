@@ -18,7 +18,7 @@ def values(operator: Any, stack: Tensor) -> Tensor:
         result = torch.func.vmap(operator.value)(stack)
         if isinstance(result, Tensor) and result.shape == stack.shape[:1]:
             return result.detach().double()
-    except Exception:  # noqa: BLE001 - vmap refuses in many ways; whatever is wrong with `value` shows below
+    except Exception:
         pass
     return torch.stack([torch.as_tensor(operator.value(w)).detach().double().reshape(()) for w in stack])
 

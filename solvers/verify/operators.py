@@ -6,9 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-
 from argprune.solvers.prox.numerical import with_prox
-from argprune.solvers.registry import registered, resolve
+from argprune.solvers.registry import Kind, registered, resolve
 from argprune.solvers.verify.identities import identity_checks
 from argprune.solvers.verify.manners import manner_checks
 from argprune.solvers.verify.optimality import optimality_checks
@@ -51,21 +50,23 @@ def examples(name: str, options: Mapping[str, Any] | None = None) -> list[Any]:
     options: constructor arguments; without them a class is built with the arguments that it was registered with,
     those of its own `examples` attribute, or none. Raises ValueError where it cannot be built.
     """
-    for kind in ("regularizers", "constraints"):
-        entry = registered(kind).get(name)  # type: ignore[arg-type]
+    kinds: tuple[Kind, ...] = ("regularizers", "constraints")
+    for kind in kinds:
+        entry = registered(kind).get(name)
         if entry is not None:
             wanted = [dict(options)] if options else [dict(kwargs) for kwargs in entry.examples]
             return [entry.cls(**kwargs) for kwargs in wanted]
     cls = resolve("regularizers", name)
-    wanted = [dict(options)] if options else [dict(kwargs) for kwargs in getattr(cls, "examples", ({},))]
+    own: tuple[dict[str, Any], ...] = getattr(cls, "examples", ({},))
+    wanted = [dict(options)] if options else [dict(kwargs) for kwargs in own]
     try:
         return [cls(**kwargs) for kwargs in wanted]
     except TypeError as error:
-        raise ValueError(f"{name}: {error}. Give --regularizer.OPTION, or defaults, or a class variable `examples`.") from error
+        raise ValueError(
+            f"{name}: {error}. Give --regularizer.OPTION, or defaults, or a class variable `examples`."
+        ) from error
 
 
 def names() -> list[str]:
     """Every registered regularizer and constraint set."""
     return [*registered("regularizers"), *registered("constraints")]
-
-

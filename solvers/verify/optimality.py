@@ -140,7 +140,9 @@ def convex_solvers(subject: Subject) -> Check:
             x = cvxpy.Variable(case.w.shape)
             x.value = case.w.numpy()
             own_value = subject.value(case.w)
-            worst = max(worst, abs(float(subject.operator.expression(x).value) - own_value) / (1e-6 * (1 + abs(own_value))))
+            worst = max(
+                worst, abs(float(subject.operator.expression(x).value) - own_value) / (1e-6 * (1 + abs(own_value)))
+            )
         return worst, 1.0
 
     check = run(name, _solver_cases(subject), measure, "error: in units of 1e-6 of the objective")
@@ -251,7 +253,8 @@ def group_global(subject: Subject) -> Check:
 
 def _rotated(stack: Tensor, seed: int) -> Tensor:
     rotation, _ = torch.linalg.qr(normal(seed + 5, stack.shape[1], stack.shape[1]))
-    return stack @ rotation
+    rotated: Tensor = stack @ rotation
+    return rotated
 
 
 def spectral_global(subject: Subject) -> Check:

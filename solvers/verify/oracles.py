@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argprune.solvers.verify.measures import values
-
 
 @dataclass(frozen=True)
 class Solved:
@@ -48,7 +46,7 @@ def convex_problem(operator: Any, w: Tensor, step: float) -> list[Solved]:
     for solver in CONVEX_SOLVERS:
         options: dict[str, Any] = {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 20000} if solver == "SCS" else {}
         try:
-            problem.solve(solver=solver, **options)
+            problem.solve(solver=solver, **options)  # type: ignore[no-untyped-call]
         except cvxpy.SolverError:
             continue
         if problem.status in ("optimal", "optimal_inaccurate") and x.value is not None:
@@ -68,7 +66,7 @@ def conjugate_supremum(operator: Any, p: Tensor, gradient: Tensor, radius: float
         problem = cvxpy.Problem(cvxpy.Maximize(gain), constraints + operator.constraints(x))
     else:
         problem = cvxpy.Problem(cvxpy.Maximize(gain - operator.expression(x)), constraints)
-    problem.solve(solver="CLARABEL")
+    problem.solve(solver="CLARABEL")  # type: ignore[no-untyped-call]
     return float(problem.value)
 
 

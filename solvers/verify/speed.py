@@ -18,7 +18,7 @@ ENTRIES = 1 << 20
 
 
 def measure_speed(operator: Any, entries: int = ENTRIES, repetitions: int = 5) -> Speed | None:
-    """Speed on a float32 matrix of `entries`, a square of a power of two or nearly; None where the operator does not take it.
+    """Speed on a float32 matrix of `entries` (a power of two); None where the operator does not take it.
 
     Bytes counted: every entry read and written once, as a copy does.
     """
@@ -56,11 +56,11 @@ def _median(action: Callable[[], object], repetitions: int, before: Callable[[],
     return statistics.median(seconds)
 
 
-class _Peak(TorchDispatchMode):
+class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The most bytes of tensors made inside that were alive together."""
 
     def __init__(self, given: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._given = given.untyped_storage()._cdata
         self._tensors: dict[int, int] = {}
         self._now = self.peak = 0
@@ -92,4 +92,5 @@ def _peak_bytes(operator: Any, w: Tensor) -> int:
     """The most memory that one prox held beyond its input, as far as torch's operators show it."""
     with _Peak(w) as memory:
         operator.prox(w, 0.5)
-    return memory.peak
+    peak: int = memory.peak
+    return peak

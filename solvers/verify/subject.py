@@ -87,21 +87,23 @@ def run(name: str, cases: Iterable[Case], measure: Measure, note: str = "") -> C
         except REFUSALS as error:
             refusal = refusal or f"{case.name}: {type(error).__name__}: {error}"
             continue
-        except Exception as error:  # noqa: BLE001 - whatever an operator raises is a finding about it
+        except Exception as error:
             failing, tried = case, tried + 1
-            worst = replace(worst, status="failed", error=math.inf, where=case.name, note=f"{type(error).__name__}: {error}")
+            worst = replace(
+                worst, status="failed", error=math.inf, where=case.name, note=f"{type(error).__name__}: {error}"
+            )
             break
         if measured is None:
             continue
         tried += 1
-        error, tolerance = measured
-        if math.isnan(error):
-            error = math.inf
-        relative = error / tolerance if tolerance else (math.inf if error else 0.0)
+        found, tolerance = measured
+        if math.isnan(found):
+            found = math.inf
+        relative = found / tolerance if tolerance else (math.inf if found else 0.0)
         if relative > severity:
             severity = relative
             where = f"{case.name}, step {case.step:g}"
-            worst = replace(worst, error=error, tolerance=tolerance, where=where)
+            worst = replace(worst, error=found, tolerance=tolerance, where=where)
             if relative > 1:
                 failing, worst = case, replace(worst, status="failed")
     worst = replace(worst, tried=tried)
@@ -118,7 +120,7 @@ def _fails(case: Case, measure: Measure) -> bool:
         measured = measure(case)
     except REFUSALS:
         return False
-    except Exception:  # noqa: BLE001 - as above: an exception is a failure of the operator
+    except Exception:
         return True
     return measured is not None and not measured[0] <= measured[1]
 

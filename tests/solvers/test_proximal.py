@@ -69,7 +69,9 @@ def test_scaled_regularizers_mean_the_same_for_matrices_of_any_size() -> None:
 
 def test_reweighting_multiplies_the_step_entry_by_entry() -> None:
     w, factors = torch.randn(3, 4), torch.rand(3, 4)
-    expected = torch.stack([L0(1.0).prox(x, float(f)) for x, f in zip(w.flatten(), 0.5 * factors.flatten(), strict=True)])
+    expected = torch.stack(
+        [L0(1.0).prox(x, float(f)) for x, f in zip(w.flatten(), 0.5 * factors.flatten(), strict=True)]
+    )
     assert torch.equal(Reweighted(L0(1.0), factors).prox(w, 0.5).flatten(), expected)
     with pytest.raises(ValueError, match="not separable"):
         Reweighted(object(), factors)

@@ -139,7 +139,7 @@ def test_the_failing_input_is_small_and_can_be_pasted() -> None:
     report = check_operator(WrongSign(0.7))
     check = next(check for check in report.failures if check.name == "local-search")
     scope: dict[str, Any] = {"torch": torch}
-    exec(check.failing, scope)  # noqa: S102 - that it runs is what is tested
+    exec(check.failing, scope)
     w, step = scope["w"], scope["step"]
     assert w.numel() == 1
     wrong, right = WrongSign(0.7).prox(w, step), L1(0.7).prox(w, step)
