@@ -109,6 +109,26 @@ def resolve(kind: Kind, name: str) -> type:
     return loaded
 
 
+def build(kind: Kind, spec: str | Mapping[str, Any]) -> Any:
+    """The instance that a name, or a mapping of `name` and constructor options, stands for; `strength` defaults to 1.
+
+    Raises ValueError in one line for an unknown name, an unknown or missing option, or a bad value.
+    """
+    options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"{_SINGULAR[kind]} {spec!r}; give a name, or a mapping with `name` and options.")
+    cls = resolve(kind, name)
+    parameters = list(inspect.signature(cls).parameters)
+    if "strength" in parameters:
+        options.setdefault("strength", 1.0)
+    try:
+        return cls(**options)
+    except TypeError as error:
+        known = ", ".join(parameters) or "none"
+        raise ValueError(f"{_SINGULAR[kind]} {name!r}: {error}. Its options: {known}.") from error
+
+
 def _import(module: str) -> ModuleType:
     """Import a module as a script in the working directory would, or a file by its path."""
     if not module.endswith(".py"):
@@ -130,8 +150,3 @@ def _import(module: str) -> ModuleType:
             del sys.modules[path.stem]
             raise
     return sys.modules[path.stem]
-
-
-def parameters(cls: type) -> list[str]:
-    """The names of the arguments that a plug-in's constructor takes."""
-    return list(inspect.signature(cls).parameters)

@@ -79,7 +79,7 @@ class Proximal(Penalised):
         if self.reweighting not in rules:
             raise ValueError(f"proximal: reweighting {self.reweighting!r}; choose one of {', '.join(rules)}.")
         self._rule = rules[self.reweighting]
-        self._base = with_prox(build_regularizer(self.regularizer))
+        self._base = with_prox(registry.build("regularizers", self.regularizer))
         separable = bool(getattr(self._base, "separable", False))
         if not separable and (self._rule is not None or self.metric == "metric"):
             wanted = "metric 'metric'" if self.metric == "metric" else f"reweighting {self.reweighting!r}"
@@ -123,23 +123,3 @@ class Proximal(Penalised):
             else:
                 restored.append(self._regularizer(index))
         self._proximal.regularizers = restored
-
-
-def build_regularizer(spec: str | Mapping[str, Any]) -> Any:
-    """The regularizer that a name, or a mapping of `name` and options, stands for; `strength` is 1 where not given.
-
-    Raises ValueError in one line for an unknown name or a bad option.
-    """
-    options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise ValueError(f"regularizer {spec!r}; give a name, or a mapping with `name` and options.")
-    cls = registry.resolve("regularizers", name)
-    if "strength" in registry.parameters(cls):
-        options.setdefault("strength", 1.0)
-    try:
-        return cls(**options)
-    except TypeError as error:
-        raise ValueError(
-            f"regularizer {name!r}: {error}. Its options: {', '.join(registry.parameters(cls))}."
-        ) from error

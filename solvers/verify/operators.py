@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from argprune.solvers.prox.numerical import with_prox
-from argprune.solvers.registry import Kind, registered, resolve
+from argprune.solvers.registry import Kind, build, registered, resolve
 from argprune.solvers.verify.identities import identity_checks
 from argprune.solvers.verify.manners import manner_checks
 from argprune.solvers.verify.optimality import optimality_checks
@@ -50,21 +50,15 @@ def examples(name: str, options: Mapping[str, Any] | None = None) -> list[Any]:
     options: constructor arguments; without them a class is built with the arguments that it was registered with,
     those of its own `examples` attribute, or none. Raises ValueError where it cannot be built.
     """
-    kinds: tuple[Kind, ...] = ("regularizers", "constraints")
-    for kind in kinds:
-        entry = registered(kind).get(name)
-        if entry is not None:
-            wanted = [dict(options)] if options else [dict(kwargs) for kwargs in entry.examples]
-            return [entry.cls(**kwargs) for kwargs in wanted]
-    cls = resolve("regularizers", name)
-    own: tuple[dict[str, Any], ...] = getattr(cls, "examples", ({},))
-    wanted = [dict(options)] if options else [dict(kwargs) for kwargs in own]
-    try:
-        return [cls(**kwargs) for kwargs in wanted]
-    except TypeError as error:
-        raise ValueError(
-            f"{name}: {error}. Give --regularizer.OPTION, or defaults, or a class variable `examples`."
-        ) from error
+    kind = _kind(name)
+    entry = registered(kind).get(name)
+    cls = resolve(kind, name)
+    own: Sequence[Mapping[str, Any]] = entry.examples if entry else getattr(cls, "examples", ({},))
+    return [build(kind, {**kwargs, "name": name}) for kwargs in ([options] if options else own)]
+
+
+def _kind(name: str) -> Kind:
+    return "constraints" if name in registered("constraints") else "regularizers"
 
 
 def names() -> list[str]:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import Proximal
-from argprune.solvers.methods.proximal import build_regularizer
 from argprune.solvers.prox import L0, L1, LogSum, ProximalOptimizer, Reweighted, Scaled, SquaredL2
 from argprune.solvers.prox.search import StrengthSearch
+from argprune.solvers.registry import build
 
 
 def problem(shape: tuple[int, int] = (40, 60), seed: int = 0) -> tuple[torch.nn.Parameter, Weight, ProximalOptimizer]:
@@ -101,10 +101,10 @@ def test_plugins_are_built_from_files_and_modules(tmp_path: Any, monkeypatch: py
     (tmp_path / "scratch_penalty.py").write_text(PLUGIN, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     for name in ("scratch_penalty:Ridgelet", f"{tmp_path}/scratch_penalty.py:Ridgelet"):
-        regularizer = build_regularizer({"name": name, "eps": 0.25})
+        regularizer = build("regularizers", {"name": name, "eps": 0.25})
         assert (regularizer.strength, regularizer.eps) == (1.0, 0.25)
     with pytest.raises(ValueError, match="Cannot load regularizer 'scratch_penalty:Absent'"):
-        build_regularizer("scratch_penalty:Absent")
+        build("regularizers", "scratch_penalty:Absent")
 
 
 PLUGIN = '''
