@@ -10,16 +10,28 @@ from torch import Tensor
 EPSILON = torch.finfo(torch.float64).eps
 
 
+def batchable(operator: Any, w: Tensor) -> bool:
+    """Whether `value` can be evaluated for a whole stack of tensors like w at a time."""
+    return _batched(operator, w.unsqueeze(0)) is not None
+
+
+def _batched(operator: Any, stack: Tensor) -> Tensor | None:
+    try:
+        result = torch.func.vmap(operator.value)(stack)
+    except Exception:
+        # vmap refuses in many ways (NumPy, data-dependent branches). What is wrong with `value` itself shows when it is
+        # called for one tensor.
+        return None
+    return result if isinstance(result, Tensor) and result.shape == stack.shape[:1] else None
+
+
 def values(operator: Any, stack: Tensor) -> Tensor:
     """R of every tensor in a stack (candidates first), float64, 1-D; in one call where the operator can be batched."""
     if len(stack) == 0:
         return stack.new_zeros(0, dtype=torch.float64)
-    try:
-        result = torch.func.vmap(operator.value)(stack)
-        if isinstance(result, Tensor) and result.shape == stack.shape[:1]:
-            return result.detach().double()
-    except Exception:
-        pass
+    batched = _batched(operator, stack)
+    if batched is not None:
+        return batched.detach().double()
     return torch.stack([torch.as_tensor(operator.value(w)).detach().double().reshape(()) for w in stack])
 
 
