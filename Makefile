@@ -3,7 +3,7 @@
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-DEMO_COMMAND ?= $(VENV)/bin/argprune study studies/demo.yaml
+DEMO_COMMAND ?= $(VENV)/bin/argprune study studies/demo.yaml --jobs 2
 # Which Python makes .venv (default: the first that qualifies), and further arguments for pytest.
 PYTHON ?=
 ARGS ?=
