@@ -12,7 +12,7 @@ for each step of the cool-down:  optimizer's step on f, restricted to the suppor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Penalised(Method):
     reweight_every: int
     scope: str
     _phases: Phases
-    _free_first_round: ClassVar[bool] = False
+    _free_first_round = False
 
     def _regularizer(self, index: int) -> Regularizer:
         """The regularizer of a weight before any reweighting, at strength 1."""
