@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-THREADS_FLAG = "--threads"
 STRENGTH, STEP = 0.7, 0.5
 WIDTH = 768
 
@@ -76,11 +75,12 @@ def optional(module: str) -> Any:
 
 
 def main() -> None:
+    """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="1M entries, three repetitions")
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--repetitions", type=int, default=11)
-    parser.add_argument(THREADS_FLAG, type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     # Before numpy, numba and XLA start their own.

@@ -92,6 +92,7 @@ def measure(blocks: int) -> list[Row]:
 
 
 def main() -> None:
+    """Measure, print the rows, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three blocks")
     parser.add_argument("--blocks", type=int, default=9)

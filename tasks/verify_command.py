@@ -126,6 +126,9 @@ def _table(reports: Sequence[Report]) -> Table:
 
 def _explain(report: Report, console: Console) -> None:
     console.print(f"\n{report.name}: {report.operator}", markup=False, highlight=False)
+    if not report.failures:
+        refused = next((check.note for check in report.checks if check.note.startswith("refused")), "no check applied")
+        console.print(f"  nothing could be checked; {refused}", markup=False, highlight=False, soft_wrap=True)
     for check in report.failures:
         note = f"; {check.note}" if check.note else ""
         line = f"  {check.name}: error {check.error:.3g}, allowed {check.tolerance:.3g}, at {check.where}{note}"

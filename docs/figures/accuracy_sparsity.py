@@ -20,6 +20,7 @@ COLOURS = {"magnitude": "#b35806", "rpp": "#2166ac"}
 
 
 def main() -> None:
+    """Draw and save the figure."""
     scores: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     with (DOCS / "results" / "stdlib-docs.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):

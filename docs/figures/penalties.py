@@ -25,6 +25,7 @@ PENALTIES = {
 
 
 def main() -> None:
+    """Draw and save the figure."""
     plt.rcParams.update({"svg.hashsalt": "argprune", "svg.fonttype": "none", "font.family": "sans-serif"})
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
     w = torch.linspace(-4, 4, 1601, dtype=torch.float64)

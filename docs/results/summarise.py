@@ -12,6 +12,7 @@ Key = tuple[float, str, float]
 
 
 def main() -> None:
+    """Print the table."""
     runs: dict[Key, list[dict[str, str]]] = defaultdict(list)
     with (Path(__file__).parent / "stdlib-docs.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):

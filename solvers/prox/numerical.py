@@ -38,16 +38,10 @@ def with_prox(regularizer: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class SearchedProx:
-    """A separable regularizer whose prox is found entry by entry, by a search of the whole line between 0 and w.
-
-    regularizer: `value` must work under torch.func.vmap, or it is called entry by entry. Between 0 and w lies the
-    minimiser of every r that grows with |w|. The three best dips of a first grid are refined, and 0 is always compared:
-    the objective is minimal to its last digits wherever no dip falls between two neighbouring points of the grid.
-    """
+class _Numerical:
+    """What stands in for a regularizer without a prox; facts and optional members are the regularizer's own."""
 
     regularizer: Any
-    separable: ClassVar[bool] = True
     slow: ClassVar[bool] = True
 
     @property
@@ -65,6 +59,18 @@ class SearchedProx:
         """The regularizer's value, in float32 at least."""
         value: Tensor = self.regularizer.value(widened(w))
         return value
+
+
+@dataclass(frozen=True)
+class SearchedProx(_Numerical):
+    """A separable regularizer whose prox is found entry by entry, by a search of the whole line between 0 and w.
+
+    regularizer: `value` must work under torch.func.vmap, or it is called entry by entry. Between 0 and w lies the
+    minimiser of every r that grows with |w|. The three best dips of a first grid are refined, and 0 is always compared:
+    the objective is minimal to its last digits wherever no dip falls between two neighbouring points of the grid.
+    """
+
+    separable: ClassVar[bool] = True
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The minimiser over [0, w], entry by entry; float64 inside."""
@@ -134,22 +140,8 @@ def _elementwise(regularizer: Any, points: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SolvedProx:
+class SolvedProx(_Numerical):
     """A convex regularizer whose prox is computed by cvxpy from its expression; to about 1e-7, for small tensors."""
-
-    regularizer: Any
-    convex: ClassVar[bool] = True
-    slow: ClassVar[bool] = True
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("regularizer", "prox_", "profile"):
-            raise AttributeError(name)
-        return getattr(self.regularizer, name)
-
-    def value(self, w: Tensor) -> Tensor:
-        """The regularizer's value, in float32 at least."""
-        value: Tensor = self.regularizer.value(widened(w))
-        return value
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The minimiser that Clarabel finds. Raises RuntimeError where it finds none."""
