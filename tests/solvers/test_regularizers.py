@@ -9,6 +9,7 @@ import cvxpy
 import numpy as np
 import pytest
 import torch
+from cvxpy.atoms.suppfunc import SuppFuncAtom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -100,8 +101,9 @@ def test_a_convex_solver_finds_the_same(cls: Any, kwargs: dict[str, Any]) -> Non
     for step in (0.1, 1.0):
         p = regularizer.prox(w, step)
         x.value = w.numpy()
-        # The same sum in another order.
-        assert float(penalty.value) == pytest.approx(float(regularizer.value(w)), rel=1e-13, abs=0)
+        # The same sum in another order, except where CVXPY must solve a problem of its own for an atom's value.
+        rounding = 1e-6 if SuppFuncAtom in penalty.atoms() else 1e-13
+        assert float(penalty.value) == pytest.approx(float(regularizer.value(w)), rel=rounding, abs=0)
         problem = cvxpy.Problem(cvxpy.Minimize(penalty + cvxpy.sum_squares(x - w.numpy()) / (2 * step)))
         problem.solve(solver=cvxpy.CLARABEL)
         # Clarabel stops at gaps of 1e-8; a gap g bounds the distance by sqrt(2 step g), here 1.5e-4.
