@@ -1,7 +1,8 @@
 """The embedded task: tell from a docstring which standard-library package it documents.
 
 The texts are those of the Python that runs this, read with `ast` and never imported, so that nothing is downloaded.
-They differ a little from one Python version to the next; `metrics.json` records the version.
+They differ a little from one Python version to the next; `metrics.json` records the version, and `model/config.json`
+the labels, which are fewer where a Linux distribution ships Python without tkinter or idlelib.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ast
 import hashlib
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,22 +27,31 @@ def read_stdlib_docs(root: Path | None = None) -> Classification:
 
     A text is kept once (the first package to hold it has it), if it has at least five words; the package's own name
     is masked in it. A text's hash decides its split: 70 % train, 15 % validation, 15 % test.
-    Raises ValueError where a package is missing, as in Pythons that ship without tkinter or idlelib.
+    A package that is missing, as tkinter and idlelib are from some Linux distributions' Pythons, is left out of the
+    labels with a warning. Raises ValueError where fewer than two packages are there.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
+    labels = tuple(package for package in PACKAGES if (root / package).is_dir())
+    if len(labels) < 2:
+        raise ValueError(f"stdlib-docs: {root} holds {len(labels)} of {', '.join(PACKAGES)}; use a whole Python.")
+    if labels != PACKAGES:
+        missing = ", ".join(package for package in PACKAGES if package not in labels)
+        warnings.warn(
+            f"stdlib-docs: this Python lacks {missing}: {len(labels)} labels instead of {len(PACKAGES)}, so the "
+            "accuracies do not compare with those of a whole Python.",
+            stacklevel=2,
+        )
     rows: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
     seen: set[str] = set()
-    for label, package in enumerate(PACKAGES):
+    for label, package in enumerate(labels):
         folder = root / package
-        if not folder.is_dir():
-            raise ValueError(f"stdlib-docs: {folder} is missing; use a Python with its whole standard library.")
         own_name = re.compile(re.escape(package), re.IGNORECASE)
         for docstring in _docstrings(folder):
             text = own_name.sub(MASK, " ".join(docstring.split()))
             if len(text.split()) >= _MIN_WORDS and text not in seen:
                 seen.add(text)
                 rows[_split(text)].append(Row(text, label))
-    return Classification("stdlib-docs", PACKAGES, rows)
+    return Classification("stdlib-docs", labels, rows)
 
 
 def _docstrings(folder: Path) -> Iterator[str]:
