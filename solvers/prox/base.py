@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# Entries that elementwise passes take at a time: few enough to stay in the cache, enough to hide the calls' overhead.
-CHUNK = 1 << 18
+# Entries that elementwise passes take at a time: few enough that their temporaries stay in the cache and the allocator
+# keeps them, enough to hide the calls' overhead.
+CHUNK = 1 << 16
+# Bytes from which a new tensor is worth huge pages.
+_LARGE = 1 << 22
 
 
 @runtime_checkable
 class Regularizer(Protocol):
     """A function R of a tensor with prox(w, step) = argmin_x R(x) + ||x - w||^2 / (2 step).
 
-    Optional members: `distance(w, grad)`, `expression(x)` where convex, `factors(w)` where concave, and
-    `prox_(w, step)`, the in-place form that optimizer steps use when it is there. Where `separable` is True,
-    `prox_(w, step, part)` is asked for entries `part` (a slice of the flattened tensor) alone, which w and step hold;
-    that step may be overwritten.
+    Optional members: `distance(w, grad)`, `expression(x)` where convex, `factors(w)` where concave, `formula()`, the
+    prox as an expression to compile (or None), and `prox_(w, step)`, the in-place form that optimizer steps use when it
+    is there. Where `separable` is True, `prox_(w, step, part)` is asked for entries `part` (a slice of the flattened
+    tensor) alone, which w and step hold; that step may be overwritten.
 
     Facts are class variables: `convex`, `separable` (R(w) = sum_i r_i(w_i)); False where absent.
     """
@@ -29,6 +34,19 @@ class Regularizer(Protocol):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """A new tensor shaped like w; `step` >= 0, a float or a tensor (diagonal metric) shaped like w."""
+
+
+class Formula(NamedTuple):
+    """A prox for step > 0 as one expression: function(view(w), tau, *constants), without checks or chunks.
+
+    function: of tensors, equal and hashable for equal operators; tau: float64 0-dim or, where `entrywise`, shaped like
+    view(w). constants: tensors. view: what reshapes w for the function, without a copy.
+    """
+
+    function: Callable[..., Tensor]
+    constants: tuple[Tensor, ...] = ()
+    view: Callable[[Tensor], Tensor] = torch.ravel
+    entrywise: bool = True
 
 
 class Penalty:
@@ -60,18 +78,25 @@ class Penalty:
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The global minimiser, entry by entry, for every step >= 0."""
-        return self.prox_(w.detach().clone(memory_format=torch.contiguous_format), step)
+        return self._prox_into(w.detach(), step, fresh(w))
 
     def prox_(self, w: Tensor, step: float | Tensor, part: slice | None = None) -> Tensor:
         """The same, in place; which entries w holds (`part`) changes nothing."""
+        return self._prox_into(w, step, w)
+
+    def _prox_into(self, w: Tensor, step: float | Tensor, out: Tensor) -> Tensor:
         check_step(step)
         if not isinstance(step, Tensor) and step == 0:
-            return w.add_(0.0)
-        for piece, tau in pieces(w, step):
+            return torch.add(w, 0.0, out=out)
+        for piece, tau, target in pieces(w, step, out):
             wide = widened(piece)
             # Adding 0 turns the -0 that a negative entry leaves, if only by rounding to a narrow dtype, into +0.
-            piece.copy_(self.shrink(wide.abs(), tau).copysign_(wide)).add_(0.0)
-        return w
+            target.copy_(self.shrink(wide.abs(), tau).copysign_(wide)).add_(0.0)
+        return out
+
+    def formula(self) -> Formula:
+        """The prox as one expression."""
+        return Formula(_PenaltyProx(self))
 
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:
         """Distance of -grad to the (limiting) subdifferential at w, entry by entry; 0 where stationary."""
@@ -84,23 +109,48 @@ class Penalty:
         return self.slope(w.detach().abs())
 
 
+@dataclass(frozen=True)
+class _PenaltyProx:
+    penalty: Penalty
+
+    def __call__(self, w: Tensor, tau: Tensor) -> Tensor:
+        return self.penalty.shrink(w.abs(), tau).copysign(w) + 0.0
+
+
+def formula_of(regularizer: Any) -> Formula | None:
+    """The prox as one expression, where the regularizer has one."""
+    found: Formula | None = regularizer.formula() if hasattr(regularizer, "formula") else None
+    return found
+
+
+def fresh(w: Tensor) -> Tensor:
+    """A new contiguous tensor like w, its entries not set."""
+    if w.device.type == "cpu" and w.numel() * w.element_size() >= _LARGE and w.dtype in (torch.float32, torch.float64):
+        # NumPy asks the kernel for huge pages; a pass into fresh memory otherwise spends its time in page faults.
+        return torch.from_numpy(np.empty(w.shape, dtype=np.float32 if w.dtype == torch.float32 else np.float64))
+    return torch.empty_like(w, memory_format=torch.contiguous_format, requires_grad=False)
+
+
 def widened(w: Tensor) -> Tensor:
     """w in the dtype that operators compute in: float32 for bfloat16 and float16, else its own."""
     return w.float() if w.dtype in (torch.bfloat16, torch.float16) else w
 
 
-def pieces(w: Tensor, step: float | Tensor) -> Iterator[tuple[Tensor, float | Tensor]]:
-    """w and step in parts that stay in the cache where the layout allows, else in one; the parts of w are views."""
-    if isinstance(step, Tensor):
-        step = step.to(w.dtype) if step.dtype != w.dtype and w.dtype in (torch.float32, torch.float64) else step
-        if step.dim() and step.shape == w.shape and step.is_contiguous() and _chunked(w):
-            yield from zip(torch.split(w.view(-1), CHUNK), torch.split(widened(step).view(-1), CHUNK), strict=True)
-        else:
-            yield w, widened(step)
-    elif _chunked(w):
-        yield from ((piece, step) for piece in torch.split(w.view(-1), CHUNK))
+def pieces(w: Tensor, step: float | Tensor, out: Tensor) -> Iterator[tuple[Tensor, float | Tensor, Tensor]]:
+    """w, step and out in parts that stay in the cache where the layout allows, else in one; all parts are views."""
+    if isinstance(step, Tensor) and step.dtype != w.dtype and w.dtype in (torch.float32, torch.float64):
+        step = step.to(w.dtype)
+    wide = widened(step) if isinstance(step, Tensor) else step
+    if not (_chunked(w) and out.is_contiguous()):
+        yield w, wide, out
+        return
+    parts, targets = torch.split(w.view(-1), CHUNK), torch.split(out.view(-1), CHUNK)
+    if not isinstance(wide, Tensor) or wide.numel() == 1:
+        yield from ((part, wide, target) for part, target in zip(parts, targets, strict=True))
+    elif wide.shape == w.shape and wide.is_contiguous():
+        yield from zip(parts, torch.split(wide.view(-1), CHUNK), targets, strict=True)
     else:
-        yield w, step
+        yield w, wide, out
 
 
 def _chunked(w: Tensor) -> bool:

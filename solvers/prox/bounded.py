@@ -7,13 +7,14 @@ of the function, clamped to the interval.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from argprune.solvers.prox.base import check_parameter, check_step, load_cvxpy, pieces, widened
+from argprune.solvers.prox.base import Formula, check_parameter, check_step, fresh, load_cvxpy, pieces, widened
 from argprune.solvers.prox.smooth import ElasticNet
 from argprune.solvers.registry import register
 
@@ -43,16 +44,20 @@ class Bounded:
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The prox of the penalty, clamped to the bounds; exact for every step >= 0."""
-        return self.prox_(w.detach().clone(memory_format=torch.contiguous_format), step)
+        return self.prox_(fresh(w).copy_(w.detach()), step)
 
     def prox_(self, w: Tensor, step: float | Tensor, part: slice | None = None) -> Tensor:
         """The same, in place; which entries w holds (`part`) changes nothing."""
         check_step(step)
         penalty, (lower, upper) = self.penalty(), self._rounded(w)
-        for piece, tau in pieces(w, step):
+        for piece, tau, _ in pieces(w, step, w):
             # Adding 0 turns a -0 into +0.
             penalty.prox_(piece, tau).clamp_(lower, upper).add_(0.0)
         return w
+
+    def formula(self) -> Formula:
+        """The prox as one expression."""
+        return Formula(_Clamped(self.penalty().formula().function, *self.bounds()))
 
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:
         """Distance of -grad to the subdifferential at w, entry by entry; 0 where stationary, inf out of bounds."""
@@ -75,6 +80,16 @@ class Bounded:
     def _rounded(self, w: Tensor) -> tuple[float, float]:
         lower, upper = torch.tensor(self.bounds(), dtype=w.dtype).tolist()
         return lower, upper
+
+
+@dataclass(frozen=True)
+class _Clamped:
+    function: Callable[..., Tensor]
+    lower: float
+    upper: float
+
+    def __call__(self, w: Tensor, tau: Tensor) -> Tensor:
+        return self.function(w, tau).clamp(self.lower, self.upper) + 0.0
 
 
 @register("regularizers", "nonnegative_l1", examples=[{"strength": 0.7}, {"strength": 0.0}])

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from argprune.solvers.groups import Blocks, Columns, Groups, Rows, Whole
-from argprune.solvers.prox.base import Penalty, check_parameter, load_cvxpy
+from argprune.solvers.prox.base import Formula, Penalty, check_parameter, load_cvxpy
 from argprune.solvers.prox.concave import LogSum
 from argprune.solvers.prox.folded import MCP, SCAD
-from argprune.solvers.prox.radial import ConcaveRadial, Radial, metric_shrink, split_expression
+from argprune.solvers.prox.radial import ConcaveRadial, Radial, metric_shrink, norms, ratio, split_expression
 from argprune.solvers.registry import register
 
 
@@ -38,6 +38,11 @@ class _Linear(Penalty):
         return self.weights.to(u.device) if isinstance(self.weights, Tensor) else self.weights
 
 
+def _group_soft_threshold(stack: Tensor, tau: Tensor, weight: Tensor) -> Tensor:
+    norm = norms(stack)
+    return stack * ratio((norm - tau * weight).clamp(min=0), norm).to(stack.dtype) + 0.0
+
+
 class _Lasso(Radial):
     """The group lasso with weights, a number or one entry a group."""
 
@@ -50,6 +55,12 @@ class _Lasso(Radial):
     def penalty(self, count: int) -> Penalty:
         """r(u) = weight u."""
         return _Linear(self.weights(count))
+
+    def formula(self) -> Formula | None:
+        """The prox as one expression, for groups that need no copy; every strength has the same."""
+        if not self.sliceable():
+            return None
+        return self._formula(_group_soft_threshold, torch.as_tensor(self.weights(1), dtype=torch.float64))
 
     def shrunk(self, stack: Tensor, tau: Tensor) -> Tensor:
         """The group soft threshold; in the metric of tau where the entries of a group have different steps."""
@@ -119,6 +130,10 @@ class WeightedGroupLasso(_Lasso):
         factors = torch.as_tensor(self.factors)
         if not bool(((factors >= 0) & factors.isfinite()).all()):
             raise ValueError("WeightedGroupLasso: factors hold an entry < 0, inf or NaN; each must be finite and >= 0.")
+
+    def sliceable(self) -> bool:
+        """Whether all groups have the same factor."""
+        return not isinstance(self.factors, Tensor)
 
     def weights(self, count: int) -> float | Tensor:
         """strength * factors."""

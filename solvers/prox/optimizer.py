@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from argprune.solvers.groups import Elements, Weight
-from argprune.solvers.prox.base import CHUNK, Regularizer, apply_prox_
+from argprune.solvers.prox.base import CHUNK, Formula, Regularizer, apply_prox_, formula_of
+from argprune.solvers.prox.fused import fusible, run
+from argprune.solvers.prox.fused_step import adam_and_prox_, metric_prox_, takes
 
 Metric = Literal["decoupled", "constant", "metric"]
 Strength = float | Sequence[float] | Callable[["ProximalOptimizer"], Sequence[float]]
@@ -45,6 +47,7 @@ class ProximalOptimizer(Optimizer):
         metric: Metric = "decoupled",
         step: float | None = None,
         strength: Strength = 1.0,
+        fused: bool = False,
     ) -> None:
         # Optimizer.__init__ is not called: parameters, state and hooks stay those of the wrapped optimizer.
         if metric not in get_args(Metric):
@@ -63,6 +66,7 @@ class ProximalOptimizer(Optimizer):
         self._group_of = [groups[id(weight.parameter)] for weight in self.weights]
         self.regularizers = regularizer if isinstance(regularizer, Sequence) else [regularizer] * len(self.weights)
         self.strength = strength
+        self.fused = fused
 
     @property
     def regularizers(self) -> Sequence[Regularizer]:
@@ -77,9 +81,45 @@ class ProximalOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step of the wrapped optimizer, then the prox; returns what the wrapped step returns."""
+        if self.fused and closure is None and not callable(self._strength):
+            return self._fused_step()
         result = self.optimizer.step(closure)
         self.prox_()
         return result
+
+    def _fused_step(self) -> Any:
+        """The same; weights that can be fused are hidden from the wrapped optimizer and stepped with their prox."""
+        strengths = self.strengths()
+        formulas = {
+            index: formula
+            for index, weight in enumerate(self.weights)
+            if strengths[index] > 0
+            and takes(self.optimizer, self.param_groups[self._group_of[index]], weight.parameter)
+            and (formula := self._formula(index)) is not None
+        }
+        gradients = {index: self.weights[index].parameter.grad for index in formulas}
+        for index in formulas:
+            self.weights[index].parameter.grad = None
+        try:
+            result = self.optimizer.step()
+        finally:
+            for index, gradient in gradients.items():
+                self.weights[index].parameter.grad = gradient
+        for index, formula in formulas.items():
+            parameter, group = self.weights[index].parameter, self.param_groups[self._group_of[index]]
+            rate = self.step_size if self.step_size is not None else float(group["lr"])
+            assert parameter.grad is not None
+            state, metric = self.optimizer.state[parameter], self.metric == "metric"
+            adam_and_prox_(parameter, parameter.grad, state, group, formula, rate * strengths[index], metric)
+        self._prox_of_([index for index in range(len(self.weights)) if index not in formulas], strengths)
+        return result
+
+    def _formula(self, index: int) -> Formula | None:
+        """The compilable prox of a weight of untied entries."""
+        weight = self.weights[index]
+        formula = formula_of(self._regularizers[index]) if isinstance(weight.groups, Elements) else None
+        wanted = formula is not None and (formula.entrywise or self.metric != "metric")
+        return formula if wanted and weight.parameter.is_contiguous() else None
 
     @property
     def strength(self) -> Strength:
@@ -103,10 +143,14 @@ class ProximalOptimizer(Optimizer):
     @torch.no_grad()
     def prox_(self) -> None:
         """Apply the prox to every weight, with the prox step that the metric prescribes now."""
-        for index, (weight, strength) in enumerate(zip(self.weights, self.strengths(), strict=True)):
-            if strength == 0:
+        self._prox_of_(range(len(self.weights)), self.strengths())
+
+    @torch.no_grad()
+    def _prox_of_(self, indices: Iterable[int], strengths: Sequence[float]) -> None:
+        for index in indices:
+            weight, strength, regularizer = self.weights[index], strengths[index], self._regularizers[index]
+            if strength == 0 or (self.fused and self._fused_prox_(index, strength)):
                 continue
-            regularizer = self._regularizers[index]
             if self.metric == "metric" and _goes_by_chunks(weight, regularizer):
                 self._prox_by_chunks_(index, strength)
                 continue
@@ -120,6 +164,24 @@ class ProximalOptimizer(Optimizer):
             matrix = weight.matrix
             result = regularizer.prox(weight.groups.split(matrix), step)
             matrix.copy_(weight.groups.join(result, matrix.shape))
+
+    def _fused_prox_(self, index: int, strength: float) -> bool:
+        """Apply the prox of a weight in one compiled pass; False where that is not possible."""
+        formula, w = self._formula(index), self.weights[index].parameter.data
+        if self.metric == "metric":
+            if formula is None or w.dtype != torch.float32:
+                return False
+            second, correction, group = self._second_moments(index)
+            if not second.is_contiguous() or group["lr"] == 0:
+                return False
+            metric_prox_(w, second, float(group["lr"]) * strength, float(group["eps"]), correction**0.5, formula)
+            return True
+        step = self.prox_step(index)
+        assert isinstance(step, float)
+        if formula is None or not fusible(formula, w, step * strength):
+            return False
+        run(formula, w, step * strength, None)
+        return True
 
     def _prox_by_chunks_(self, index: int, strength: float) -> None:
         """The metric prox of a separable regularizer, by pieces that stay in the cache from metric to threshold."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from argprune.solvers.groups import Groups
-from argprune.solvers.prox.base import Penalty, check_step, load_cvxpy, widened
+from argprune.solvers.groups import Columns, Groups, Rows, Whole
+from argprune.solvers.prox.base import CHUNK, Formula, Penalty, check_step, fresh, load_cvxpy, widened
 
 _EPSILON = torch.finfo(torch.float64).eps
 _LARGEST = torch.finfo(torch.float64).max
@@ -37,6 +39,10 @@ class Grouped:
         """The prox of a stack for strength > 0, a new tensor; tau: float64, (1, 1), (groups, 1) or (groups, size)."""
         raise NotImplementedError
 
+    def sliceable(self) -> bool:
+        """Whether the prox of some of the groups is computed without the others: they share all parameters."""
+        return False
+
     def value(self, w: Tensor) -> Tensor:
         """R(w); float32 for narrower dtypes."""
         wide = widened(w)
@@ -51,8 +57,19 @@ class Grouped:
         if w.numel() == 0 or self.strength == 0 or (not isinstance(step, Tensor) and step == 0):
             return unchanged(w)
         tau = group_steps(step, self.groups, w)
-        result = torch.where(tau > 0, self.shrunk(stack, tau), stack)
+        result = self._shrunk(stack, tau)
         return finished(self.groups.join(result, w.shape), w)
+
+    def _shrunk(self, stack: Tensor, tau: Tensor) -> Tensor:
+        """`shrunk`, groups with step 0 left as they are; in parts that stay in the cache where that is possible."""
+        rows = max(1, CHUNK // stack.shape[1])
+        if not self.sliceable() or stack.device.type != "cpu" or len(stack) <= rows:
+            return torch.where(tau > 0, self.shrunk(stack, tau), stack)
+        result, taus = fresh(stack), tau.expand(len(stack), -1)
+        for start in range(0, len(stack), rows):
+            part = slice(start, start + rows)
+            result[part] = torch.where(taus[part] > 0, self.shrunk(stack[part], taus[part]), stack[part])
+        return result
 
 
 class Radial(Grouped):
@@ -61,9 +78,22 @@ class Radial(Grouped):
     The prox is radial, x_g = w_g shrink(||w_g||) / ||w_g||, so that r's global minimiser gives the group's.
     """
 
+    def sliceable(self) -> bool:
+        """Yes, unless groups have penalties of their own."""
+        return True
+
     def penalty(self, count: int) -> Penalty:
         """r, for the norms of `count` groups, which come as (count, 1)."""
         raise NotImplementedError
+
+    def formula(self) -> Formula | None:
+        """The prox as one expression, for groups that need no copy."""
+        return self._formula(_RadialProx(self.penalty(0)))
+
+    def _formula(self, function: Callable[..., Tensor], *constants: Tensor) -> Formula | None:
+        if self.strength == 0 or not isinstance(self.groups, Rows | Columns | Whole):
+            return None
+        return Formula(function, constants, view=self.groups.split, entrywise=False)
 
     def total(self, stack: Tensor) -> Tensor:
         """sum_g r(||w_g||)."""
@@ -72,10 +102,9 @@ class Radial(Grouped):
     def shrunk(self, stack: Tensor, tau: Tensor) -> Tensor:
         """The prox, group by group."""
         tau = one_a_group(type(self).__name__, tau)
-        norm = norms(stack)
         # Penalties are asked for steps > 0 only; groups whose step is 0 are put back by the caller.
-        shrunk = self.penalty(len(stack)).shrink(norm, torch.where(tau > 0, tau, 1).expand_as(norm))
-        return stack * ratio(shrunk, norm).to(stack.dtype)
+        tau = torch.where(tau > 0, tau, 1).expand(len(stack), 1)
+        return radially_shrunk(stack, tau, self.penalty(len(stack)))
 
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:
         """Distance of -grad to the (limiting) subdifferential at w, one number a group; 0 where stationary."""
@@ -96,6 +125,20 @@ class ConcaveRadial(Radial):
         return self.penalty(len(stack)).slope(norms(stack)).squeeze(1).to(stack.dtype)
 
 
+def radially_shrunk(stack: Tensor, tau: Tensor, penalty: Penalty) -> Tensor:
+    """x_g = w_g shrink(||w_g||) / ||w_g||."""
+    norm = norms(stack)
+    return stack * ratio(penalty.shrink(norm, tau), norm).to(stack.dtype)
+
+
+@dataclass(frozen=True)
+class _RadialProx:
+    penalty: Penalty
+
+    def __call__(self, stack: Tensor, tau: Tensor) -> Tensor:
+        return radially_shrunk(stack, tau, self.penalty) + 0.0
+
+
 def scales(stack: Tensor) -> Tensor:
     """The largest magnitude of each group, (groups, 1), 1 for groups of zeros: what keeps squares in range."""
     if stack.shape[1] == 0:
@@ -106,6 +149,10 @@ def scales(stack: Tensor) -> Tensor:
 
 def norms(stack: Tensor) -> Tensor:
     """The l2 norms of groups, (groups, 1), float64; no overflow and no underflow whatever the entries."""
+    if stack.dtype == torch.float32:
+        # Squares of float32 are within what float64 holds.
+        plain: Tensor = torch.linalg.vector_norm(stack, dim=1, keepdim=True, dtype=torch.float64)
+        return plain
     scale = scales(stack)
     scaled: Tensor = torch.linalg.vector_norm(stack / scale, dim=1, keepdim=True, dtype=torch.float64)
     return (scale.double() * scaled).clamp(max=_LARGEST)

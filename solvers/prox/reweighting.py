@@ -7,6 +7,7 @@ hand side, over and over, never increases f + P.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from argprune.solvers.groups import Elements, Groups, Rows
-from argprune.solvers.prox.base import check_parameter, widened
+from argprune.solvers.prox.base import Formula, check_parameter, formula_of, widened
 
 Surrogate = Literal["l1", "group-lasso", "squared-l2"]
 
@@ -234,6 +235,14 @@ class Reweighted:
             w.copy_(self.regularizer.prox(w, factors * step))
         return w
 
+    def formula(self) -> Formula | None:
+        """The prox as one expression, where the regularizer's is."""
+        inner = formula_of(self.regularizer)
+        if inner is None:
+            return None
+        factors = self.factors.contiguous().view(-1)
+        return Formula(_ReweightedProx(inner.function), (factors, *inner.constants))
+
     def sampled(self, stride: int) -> Reweighted:
         """The same function of every stride-th entry of the flattened tensor."""
         return Reweighted(self.regularizer, self.factors.flatten()[::stride])
@@ -278,7 +287,33 @@ class Scaled:
             w.copy_(self.regularizer.prox(w, step))
         return w.mul_(self.scale)
 
+    def formula(self) -> Formula | None:
+        """The prox as one expression, where the regularizer's is; every scale has the same."""
+        inner = formula_of(self.regularizer)
+        if inner is None:
+            return None
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        return inner._replace(function=_ScaledProx(inner.function), constants=(scale, *inner.constants))
+
     def sampled(self, stride: int) -> Scaled:
         """The same function of every stride-th entry of the flattened tensor."""
         inner = self.regularizer.sampled(stride) if hasattr(self.regularizer, "sampled") else self.regularizer
         return Scaled(inner, self.scale)
+
+
+@dataclass(frozen=True)
+class _ReweightedProx:
+    function: Callable[..., Tensor]
+
+    def __call__(self, w: Tensor, tau: Tensor, factors: Tensor, *constants: Tensor) -> Tensor:
+        # Where a factor is 0 nothing changes; the functions take steps > 0 only.
+        shrunk = self.function(w, torch.where(factors > 0, tau * factors, 1), *constants)
+        return torch.where(factors > 0, shrunk, w) + 0.0
+
+
+@dataclass(frozen=True)
+class _ScaledProx:
+    function: Callable[..., Tensor]
+
+    def __call__(self, w: Tensor, tau: Tensor, scale: Tensor, *constants: Tensor) -> Tensor:
+        return self.function(w / scale, tau / scale.square(), *constants) * scale + 0.0

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from argprune.solvers.prox.base import CHUNK, check_parameter, check_step, load_cvxpy, widened
+from argprune.solvers.prox.base import CHUNK, Formula, check_parameter, check_step, fresh, load_cvxpy, widened
 from argprune.solvers.registry import register
 
 
@@ -34,12 +34,19 @@ class L1:
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold at step * strength."""
-        return self.prox_(w.detach().clone(), step)
+        check_step(step)
+        if isinstance(step, Tensor):
+            return self.prox_(w.detach().clone(), step)
+        return _soft_threshold_into(fresh(w), w.detach(), step * self.strength)
 
     def prox_(self, w: Tensor, step: float | Tensor, part: slice | None = None) -> Tensor:
         """Soft threshold at step * strength, in place; which entries w holds (`part`) changes nothing."""
         check_step(step)
         return soft_threshold_(w, step, scale=self.strength)
+
+    def formula(self) -> Formula:
+        """The soft threshold as one expression; every strength has the same."""
+        return Formula(_soft_threshold, (torch.tensor(self.strength, dtype=torch.float64),))
 
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:
         """Distance of -grad to the subdifferential at w, entry by entry; 0 where stationary."""
@@ -99,6 +106,13 @@ class WeightedL1:
             return soft_threshold_(w, thresholds, scale=self.strength)
         return soft_threshold_(w, factors, scale=self.strength * step)
 
+    def formula(self) -> Formula:
+        """The soft threshold as one expression; every strength has the same."""
+        strength = torch.tensor(self.strength, dtype=torch.float64)
+        if not isinstance(self.factors, Tensor) or not self.factors.dim():
+            return Formula(_soft_threshold, (strength * self.factors,))
+        return Formula(_soft_threshold, (strength, self.factors.contiguous().view(-1)))
+
     def distance(self, w: Tensor, grad: Tensor) -> Tensor:
         """Distance of -grad to the subdifferential at w, entry by entry; 0 where stationary."""
         return _l1_distance(w, grad, self.strength * self.factors)
@@ -136,6 +150,21 @@ def soft_threshold_(w: Tensor, threshold: float | Tensor, scale: float = 1.0) ->
         upper = torch.add(piece, limits, alpha=scale, out=buffer[: len(piece)])
         torch.clamp(zero, piece.sub_(limits, alpha=scale), upper, out=piece)
     return w
+
+
+def _soft_threshold_into(out: Tensor, w: Tensor, threshold: float) -> Tensor:
+    if w.dtype not in (torch.float32, torch.float64) or not w.is_contiguous():
+        return soft_threshold_(out.copy_(w), threshold)
+    limit = min(threshold, torch.finfo(w.dtype).max)
+    for piece, target in zip(torch.split(w.view(-1), CHUNK), torch.split(out.view(-1), CHUNK), strict=True):
+        torch.sub(piece, torch.clamp(piece, -limit, limit, out=target), out=target)
+    return out
+
+
+def _soft_threshold(w: Tensor, tau: Tensor, strength: Tensor, factors: Tensor | None = None) -> Tensor:
+    limit = tau * strength
+    limit = (limit if factors is None else limit * factors.to(w.dtype)).to(w.dtype)
+    return w - torch.clamp(w, -limit, limit) + 0.0
 
 
 def _same_layout(w: Tensor, threshold: Tensor) -> bool:
