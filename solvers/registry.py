@@ -1,4 +1,4 @@
-"""Named plug-ins: regularizers, criteria, constraint sets and methods.
+"""Named plug-ins: regularizers, reweighting rules, criteria, constraint sets and methods.
 
 A plug-in joins in one of three ways: the `@register` decorator (this package), an entry point in the group
 `argprune.<kind>` (another distribution), or `module:Class` given by the user. Entry points and modules are imported
@@ -20,16 +20,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args
 
-Kind = Literal["regularizers", "criteria", "constraints", "methods"]
+Kind = Literal["regularizers", "reweightings", "criteria", "constraints", "methods"]
 C = TypeVar("C", bound=type)
 
 _HOMES = {
     "regularizers": "argprune.solvers.prox",
+    "reweightings": "argprune.solvers.prox",
     "constraints": "argprune.solvers.prox",
     "methods": "argprune.solvers.methods",
 }
 _SINGULAR = {
     "regularizers": "regularizer",
+    "reweightings": "reweighting",
     "criteria": "criterion",
     "constraints": "constraint",
     "methods": "method",

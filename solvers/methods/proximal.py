@@ -15,10 +15,11 @@ form of the strength.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ from argprune.solvers.methods.penalised import Penalised
 from argprune.solvers.prox.base import Regularizer
 from argprune.solvers.prox.numerical import with_prox
 from argprune.solvers.prox.optimizer import Metric
-from argprune.solvers.prox.reweighting import LogReweighting, PowerReweighting, Reweighted, Scaled
+from argprune.solvers.prox.reweighting import Reweighted, Scaled
 from argprune.solvers.prox.search import StrengthSearch
 from argprune.solvers.registry import register
 from argprune.solvers.schedules import Phases, check_sparsity
@@ -52,8 +53,10 @@ class Proximal(Penalised):
     regularizer: a name (`argprune list regularizers`, or module:Class), or a mapping of `name` and constructor options;
     options that are lengths (eps, theta, gamma) are in units of the matrix's root mean square. Its own strength is 1
     unless given; what matters is the strength below.
-    reweighting: "none", "log" (factors 1 / (|w| + eps_rw)) or "sqrt" (their square root); separable regularizers only.
-    eps_rw: > 0, in units of the root mean square. reweight_every: steps between reweightings.
+    reweighting: "none", or a rule for the factors of entries, as a name (`argprune list reweightings`, or module:Class)
+    or a mapping of `name` and constructor options: "log", factors 1 / (|w| + eps), "power", ...; separable regularizers
+    only. eps_rw: the rule's eps unless given, > 0; lengths are in units of the root mean square. reweight_every: steps
+    between reweightings.
     metric: the prox step: "decoupled" (learning rate), "metric" (exact in Adam's metric) or "constant" (`prox_step`).
     strength: penalty strength; None: found by search so that the prox itself reaches the sparsity.
     warmup, cooldown: fractions of the run before the first prox and with the support fixed.
@@ -61,7 +64,7 @@ class Proximal(Penalised):
 
     sparsity: float
     regularizer: str | dict[str, Any] = "l1"
-    reweighting: Literal["none", "log", "sqrt"] = "none"
+    reweighting: str | dict[str, Any] = "none"
     eps_rw: float = 0.1
     reweight_every: int = 8
     metric: Metric = "decoupled"
@@ -75,15 +78,28 @@ class Proximal(Penalised):
         check_sparsity(self.sparsity)
         self._phases = Phases(self.warmup, self.cooldown)
         self._check("proximal")
-        rules = {"none": None, "log": LogReweighting(self.eps_rw), "sqrt": PowerReweighting(self.eps_rw, 0.5)}
-        if self.reweighting not in rules:
-            raise ValueError(f"proximal: reweighting {self.reweighting!r}; choose one of {', '.join(rules)}.")
-        self._rule = rules[self.reweighting]
+        self._rule = self._build_rule()
         self._base = with_prox(registry.build("regularizers", self.regularizer))
         separable = bool(getattr(self._base, "separable", False))
         if not separable and (self._rule is not None or self.metric == "metric"):
             wanted = "metric 'metric'" if self.metric == "metric" else f"reweighting {self.reweighting!r}"
             raise ValueError(f"proximal: {wanted} needs a separable regularizer; {self.regularizer!r} ties entries.")
+
+    def _build_rule(self) -> Any:
+        if self.reweighting == "none":
+            return None
+        spec: dict[str, Any] = (
+            {"name": self.reweighting} if isinstance(self.reweighting, str) else dict(self.reweighting)
+        )
+        cls = registry.resolve("reweightings", str(spec.get("name")))
+        if "eps" in inspect.signature(cls).parameters:
+            spec.setdefault("eps", self.eps_rw)
+        rule = registry.build("reweightings", spec)
+        if rule.surrogate != "l1":
+            raise ValueError(
+                f"proximal: reweighting {self.reweighting!r} weights {rule.surrogate}; choose one of entries."
+            )
+        return rule
 
     def _measure(self, weights: Sequence[Weight]) -> None:
         sizes = [float(w.parameter.detach().square().mean().sqrt()) for w in weights]

@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from argprune.solvers.groups import Elements, Groups, Rows
+from argprune.solvers.groups import Blocks, Elements, Groups, Rows
 from argprune.solvers.prox.base import Formula, check_parameter, formula_of, widened
+from argprune.solvers.registry import register
 
 Surrogate = Literal["l1", "group-lasso", "squared-l2"]
 
@@ -37,6 +38,7 @@ class Reweighting(Protocol):
         """The concave penalty P(w), a 0-dim tensor, up to a constant."""
 
 
+@register("reweightings", "log", examples=[{"eps": 0.3, "normalise": False}, {"eps": 1e-3, "normalise": False}])
 @dataclass(frozen=True)
 class LogReweighting:
     """factors_i = 1 / (|w_i| + eps), one majorise-minimise step for the concave penalty sum_i log(|w_i| + eps).
@@ -69,6 +71,7 @@ class LogReweighting:
         return (widened(w).abs() / self.eps).log1p().sum()
 
 
+@register("reweightings", "power", examples=[{"eps": 0.3}, {"eps": 0.3, "power": 1.0}, {"eps": 0.01, "power": 1.7}])
 @dataclass(frozen=True)
 class PowerReweighting:
     """factors_i = 1 / (|w_i| + eps)^power: for power < 1 the slope of (|w| + eps)^(1 - power) / (1 - power).
@@ -99,6 +102,7 @@ class PowerReweighting:
         return total / left
 
 
+@register("reweightings", "squared", examples=[{"eps": 0.3}])
 @dataclass(frozen=True)
 class SquaredReweighting:
     """factors_i = 1 / (w_i^2 + eps^2), weights of w_i^2: iteratively reweighted least squares for log(w^2 + eps^2).
@@ -123,6 +127,7 @@ class SquaredReweighting:
         return (widened(w) / self.eps).square().log1p().sum()
 
 
+@register("reweightings", "group", examples=[{"eps": 0.3}, {"eps": 0.3, "power": 0.5, "groups": Blocks(2, 3)}])
 @dataclass(frozen=True)
 class GroupReweighting:
     """factors_g = 1 / (||w_g|| + eps)^power, one majorise-minimise step for sum_g of a concave function of the norms.
@@ -153,6 +158,7 @@ class GroupReweighting:
         return norms
 
 
+@register("reweightings", "quantile", examples=[{"quantile": 0.5}, {"quantile": 0.7, "groups": Rows()}])
 @dataclass(frozen=True)
 class QuantileReweighting:
     """`PowerReweighting` (for groups `GroupReweighting`) whose eps is a quantile of the magnitudes that it sees.

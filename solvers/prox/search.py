@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from argprune.solvers.prox.optimizer import ProximalOptimizer
+from argprune.solvers.prox.reweighting import Scaled
 
 _SAMPLE = 1 << 11
 # From strength 1 the first search may have far to go; a float holds no more than this.
@@ -57,7 +58,7 @@ class StrengthSearch:
 
         def enough(strength: float) -> bool:
             # Beyond `zeros` where exact, so that the lower end of the bracket zeroes no more than wanted.
-            found = int((regularizer.prox(w, step * strength) == 0).sum())
+            found = _zeros(regularizer, w, step * strength)
             return found > zeros if exact else found >= zeros
 
         if not separable and not exact and start:
@@ -80,6 +81,15 @@ def _problem(optimizer: ProximalOptimizer, index: int, exact: bool) -> tuple[Ten
         return w, optimizer.prox_step(index), regularizer
     sampled = regularizer.sampled(stride) if hasattr(regularizer, "sampled") else regularizer
     return w.flatten()[::stride], optimizer.prox_step(index, stride), sampled
+
+
+def _zeros(regularizer: Any, w: Tensor, step: float | Tensor) -> int:
+    """How many entries the prox makes zero."""
+    if isinstance(regularizer, Scaled):
+        return _zeros(regularizer.regularizer, w / regularizer.scale, step / regularizer.scale**2)
+    if hasattr(regularizer, "zeros"):
+        return int(regularizer.zeros(w, step))
+    return int((regularizer.prox(w, step) == 0).sum())
 
 
 def _bracket(enough: Callable[[float], bool], start: float, name: str) -> tuple[float, float]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from argprune.solvers.verify.cases import SHAPE, STEPS, Case, degenerate, generic, normal
+from argprune.solvers.verify.descent import descent, majorisation
 from argprune.solvers.verify.measures import EPSILON, objective, rounding, values
 from argprune.solvers.verify.report import Check
 from argprune.solvers.verify.subject import Subject, run, skipped
 
 # Some projections (simplex, Dykstra) end within this of the set they project on, relative to the input.
 _FEASIBLE = 1e-7
+_ORDINARY = 1e4
 
 
 def identity_checks(subject: Subject) -> Iterator[Check]:
@@ -32,6 +35,7 @@ def identity_checks(subject: Subject) -> Iterator[Check]:
     yield projection(subject)
     yield tensor_step(subject)
     yield majorisation(subject)
+    yield descent(subject)
 
 
 def monotone(subject: Subject) -> Check:
@@ -89,6 +93,8 @@ def step_order(subject: Subject) -> Check:
         return skipped("step-order", "a projection does not depend on the step")
 
     def measure(case: Case) -> tuple[float, float]:
+        # Larger entries at the smallest step ask for digits that a root in closed form (a cubic's) need not have.
+        case = replace(case, w=case.w.clamp(-_ORDINARY, _ORDINARY))
         steps = sorted({*STEPS, case.step, 1e-3, 30.0})
         ps = []
         for step in steps:
@@ -334,35 +340,3 @@ def _diagonal_gap(subject: Subject, case: Case) -> float:
     total = values(subject.operator, batch) + ((batch - case.w).square() / (2 * steps)).flatten(1).sum(1)
     gain = float(total[0] - total[1:].min())
     return gain if gain > 1e-11 * (1 + float(total[0].abs())) else 0.0
-
-
-def majorisation(subject: Subject) -> Check:
-    """R(x) <= R(w) + sum factors (|x| - |w|): the tangent that reweighting minimises lies above a concave penalty."""
-    if (
-        not subject.has("factors")
-        or subject.convex
-        or isinstance(getattr(subject.operator, "factors", None), float | Tensor)
-    ):
-        return skipped("majorisation", "no slopes of a concave penalty")
-
-    def measure(case: Case) -> tuple[float, float] | None:
-        factors = subject.operator.factors(case.w)
-        if not bool(factors.isfinite().all()):
-            return None
-        groups = getattr(subject.operator, "groups", None)
-
-        def size(x: Tensor) -> Tensor:
-            return x.abs() if factors.shape == x.shape else groups.split(x).norm(dim=1)  # type: ignore[union-attr]
-
-        before, worst = subject.value(case.w), 0.0
-        for scale in (1e-3, 0.3, 3.0):
-            for x in (
-                case.w + scale * normal(subject.seed + 81, *case.w.shape),
-                (1 + scale) * case.w,
-                case.w / (1 + scale),
-            ):
-                gain = (factors.reshape(-1) * (size(x) - size(case.w)).reshape(-1)).sum()
-                worst = max(worst, subject.value(x) - before - float(gain))
-        return worst, 1e-10 * (1 + abs(before))
-
-    return run("majorisation", generic(subject.seed), measure)

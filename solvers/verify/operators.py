@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from argprune.solvers.prox.numerical import with_prox
+from argprune.solvers.prox.reweighting import Reweighting
 from argprune.solvers.registry import Kind, build, registered, resolve
+from argprune.solvers.verify.descent import rule_checks
 from argprune.solvers.verify.identities import identity_checks
 from argprune.solvers.verify.manners import manner_checks
 from argprune.solvers.verify.optimality import optimality_checks
@@ -24,10 +26,15 @@ def check_operator(operator: Any, name: str | None = None, *, seed: int = 0, spe
 
     operator: anything with `value(w)` and `prox(w, step)` on (4, 6) tensors; optional members and declared facts as
     `argprune.solvers.prox.Regularizer` says. Inputs it refuses with ValueError or TypeError are left out. Without a
-    `prox`, the numerical one that a method would use is checked.
+    `prox`, the numerical one that a method would use is checked. Or a reweighting rule (`prox.Reweighting`), which is
+    checked to majorise the penalty that it declares.
     speed: also time it on a million entries. Nothing here uses or moves torch's global random state.
     """
     began = time.perf_counter()
+    if isinstance(operator, Reweighting) and not hasattr(operator, "prox"):
+        rule = tuple(rule_checks(operator, seed))
+        facts = {"reweighting": True}
+        return Report(name or type(operator).__name__, repr(operator), facts, rule, time.perf_counter() - began)
     operator = with_prox(operator)
     slow = bool(getattr(operator, "slow", False))
     subject = Subject.of(operator, seed)
@@ -57,10 +64,13 @@ def examples(name: str, options: Mapping[str, Any] | None = None) -> list[Any]:
     return [build(kind, {**kwargs, "name": name}) for kwargs in ([options] if options else own)]
 
 
+_KINDS: tuple[Kind, ...] = ("regularizers", "constraints", "reweightings")
+
+
 def _kind(name: str) -> Kind:
-    return "constraints" if name in registered("constraints") else "regularizers"
+    return next((kind for kind in _KINDS if name in registered(kind)), "regularizers")
 
 
 def names() -> list[str]:
-    """Every registered regularizer and constraint set."""
-    return [*registered("regularizers"), *registered("constraints")]
+    """Every registered regularizer, constraint set and reweighting rule."""
+    return [name for kind in _KINDS for name in registered(kind)]

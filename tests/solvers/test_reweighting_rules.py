@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,14 +13,17 @@ from torch import Tensor
 from argprune.solvers.groups import Blocks, Rows
 from argprune.solvers.prox import (
     L1,
+    MCP,
+    GroupMCP,
     GroupReweighting,
     LogReweighting,
     PowerReweighting,
     QuantileReweighting,
     SquaredReweighting,
-    WeightedGroupLasso,
 )
-from argprune.solvers.prox.reweighting import Reweighted, Reweighting
+from argprune.solvers.prox.reweighting import Reweighting
+from argprune.solvers.registry import registered
+from argprune.solvers.verify import check_operator
 
 RULES: list[Any] = [
     LogReweighting(0.3, normalise=False),
@@ -31,6 +33,11 @@ RULES: list[Any] = [
     SquaredReweighting(0.3),
     GroupReweighting(0.3),
     GroupReweighting(0.3, Blocks(2, 3), power=0.5),
+]
+REGISTERED = [
+    pytest.param(entry.cls(**kwargs), id=f"{name}-{index}")
+    for name, entry in registered("reweightings").items()
+    for index, kwargs in enumerate(entry.examples)
 ]
 rules = pytest.mark.parametrize("rule", RULES, ids=repr)
 
@@ -60,25 +67,47 @@ def test_the_factors_majorise_the_declared_penalty(rule: Any, seed: int, scale: 
     assert float(rule.majorised(x) - rule.majorised(w)) <= bound + 1e-10 * (1 + abs(bound))
 
 
-def minimised(rule: Any, factors: Tensor, a: Tensor) -> Tensor:
-    """argmin of the majoriser plus ||x - a||^2 / 2."""
-    if rule.surrogate == "squared-l2":
-        return a / (1 + 2 * factors)
-    if rule.surrogate == "group-lasso":
-        return WeightedGroupLasso(1.0, factors, rule.groups).prox(a, 1.0)
-    return Reweighted(L1(1.0), factors).prox(a, 1.0)
+@pytest.mark.parametrize("rule", [*RULES, *REGISTERED])
+def test_the_conformance_suite_passes_every_rule(rule: Any) -> None:
+    report = check_operator(rule)
+    assert report.passed
+    assert {check.name for check in report.checks} == {"factors", "majorisation", "mm-descent"}
 
 
-@rules
-def test_majorise_minimise_never_ascends(rule: Any) -> None:
-    for seed in range(5):
-        a = 2 * normal(seed)
-        w, values = a, []
-        for _ in range(15):
-            values.append(float((w - a).square().sum() / 2 + rule.majorised(w)))
-            w = minimised(rule, rule.factors(w), a)
-        assert all(after <= before + 1e-12 * (1 + abs(before)) for before, after in pairwise(values))
-        assert values[-1] < values[0]
+class Planted(LogReweighting):
+    """Factors of another penalty than the one declared."""
+
+    def factors(self, w: Tensor) -> Tensor:
+        return (w.detach().abs() + self.eps).pow(-2)
+
+
+class Negative(LogReweighting):
+    """The sign of a factor forgotten."""
+
+    def factors(self, w: Tensor) -> Tensor:
+        return 1 / (w.detach() + self.eps)
+
+
+def test_the_conformance_suite_finds_planted_bugs() -> None:
+    failed = {check.name for check in check_operator(Planted(0.3, normalise=False)).failures}
+    assert "majorisation" in failed
+    assert "factors" in {check.name for check in check_operator(Negative(0.3, normalise=False)).failures}
+
+
+class NotAPenaltyOfItsSlopes(MCP):
+    def factors(self, w: Tensor) -> Tensor:
+        return 1 - super().factors(w)
+
+
+def test_a_concave_penalty_descends_by_its_slopes_or_is_refused() -> None:
+    def descent(operator: Any) -> str:
+        (check,) = (check for check in check_operator(operator).checks if check.name == "mm-descent")
+        return check.status
+
+    assert descent(MCP(0.7)) == "passed"
+    assert descent(GroupMCP(0.7)) == "passed"
+    assert descent(NotAPenaltyOfItsSlopes(0.7)) == "failed"
+    assert descent(L1(0.7)) == "skipped"
 
 
 def test_an_adaptive_eps_is_the_quantile_of_what_the_rule_sees() -> None:

@@ -268,3 +268,17 @@ def test_a_quarter_of_a_million_entries_take_no_loop(make: Any) -> None:
 def test_bad_parameters_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@each_slope
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_zeros_counts_those_of_the_prox(regularizer: SLOPE, dtype: torch.dtype) -> None:
+    for w in (w.to(dtype) for w in inputs()):
+        for step in (0.0, 1e-3, 0.3, 1.0, 5.0, 1e9):
+            assert regularizer.zeros(w, step) == int((regularizer.prox(w, step) == 0).sum())
+
+
+def test_nan_stays() -> None:
+    w = normal(0, 4, 6)
+    w[1, 2] = float("nan")
+    assert bool(SLOPE(0.5).prox(w, 1.0)[1, 2].isnan())
