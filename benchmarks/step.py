@@ -2,7 +2,8 @@
 
 Both sides hold copies of the same weights, with the shapes of a BERT encoder's prunable matrices, the same random
 gradients, and the factors of a weighted l1. They are timed in turn, and the ratio is the median of the pairs' ratios,
-so that whatever else the machine does meets both sides. Both sides take one optimizer step a turn.
+so that whatever else the machine does meets both sides. Both sides take one optimizer step a turn. "two" passes: the
+AdamW itself, then the prox; "one": both compiled together (`fused=True`), whichever AdamW is wrapped.
 
     python benchmarks/step.py [--quick] [--model NAME ...] [--repetitions N] [--threads N] [--json FILE]
 """
@@ -10,6 +11,7 @@ so that whatever else the machine does meets both sides. Both sides take one opt
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -26,6 +28,7 @@ from argprune.solvers.prox import LogReweighting, ProximalOptimizer, WeightedL1
 ENCODERS = {"minilm-l6": (6, 384, 1536), "bert-base": (12, 768, 3072)}
 OPTIMIZERS = {"default": {}, "fused": {"fused": True}}
 METRICS = ("decoupled", "metric")
+PASSES = {"two": False, "one": True}
 # Strong enough that a part of the entries becomes zero and stays there, as in a run; the arithmetic is the same.
 STRENGTH = 1e-2
 
@@ -39,6 +42,7 @@ class Row:
     entries: int
     adamw: str
     metric: str
+    passes: str
     alone_ms: float
     proximal_ms: float
     ratio: float
@@ -76,8 +80,8 @@ def timed(action: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def compare(model: str, adamw: str, metric: str, device: torch.device, repetitions: int, warm: int) -> Row:
-    """Time one encoder, AdamW variant and metric, in interleaved pairs after `warm` untimed ones."""
+def compare(model: str, adamw: str, metric: str, passes: str, device: torch.device, repetitions: int, warm: int) -> Row:
+    """Time one encoder, AdamW variant, metric and way, in interleaved pairs after `warm` untimed ones."""
     plain = encoder_weights(model, device)
     proximal_weights = copies(plain)
     reweighting = LogReweighting(eps=0.004)
@@ -88,6 +92,7 @@ def compare(model: str, adamw: str, metric: str, device: torch.device, repetitio
         [WeightedL1(1.0, reweighting.factors(weight)) for weight in proximal_weights],
         metric=metric,
         strength=STRENGTH,
+        fused=PASSES[passes],
     )
     alone_seconds, proximal_seconds = [], []
     for repetition in range(warm + repetitions):
@@ -107,6 +112,7 @@ def compare(model: str, adamw: str, metric: str, device: torch.device, repetitio
         entries=sum(weight.numel() for weight in plain),
         adamw=adamw,
         metric=metric,
+        passes=passes,
         alone_ms=1e3 * statistics.median(alone_seconds),
         proximal_ms=1e3 * statistics.median(proximal_seconds),
         ratio=ratio,
@@ -132,17 +138,17 @@ def main() -> None:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     rows = []
     print(f"torch {torch.__version__}, {options.threads} threads, {repetitions} interleaved pairs a row")
-    header = f"{'device':8}{'model':12}{'entries':>12}  {'AdamW':9}{'metric':11}"
+    header = f"{'device':8}{'model':12}{'entries':>12}  {'AdamW':9}{'metric':11}{'passes':8}"
     print(header + f"{'alone ms':>10}{'prox ms':>10}{'ratio':>8}  quartiles")
     for device in devices:
         for model in options.model:
             for adamw in OPTIMIZERS:
-                for metric in METRICS:
-                    row = compare(model, adamw, metric, torch.device(device), repetitions, warm=3)
+                for metric, passes in itertools.product(METRICS, PASSES):
+                    row = compare(model, adamw, metric, passes, torch.device(device), repetitions, warm=3)
                     rows.append(row)
                     low, high = row.ratio_quartiles
                     print(
-                        f"{row.device:8}{row.model:12}{row.entries:12,}  {row.adamw:9}{row.metric:11}"
+                        f"{row.device:8}{row.model:12}{row.entries:12,}  {row.adamw:9}{row.metric:11}{row.passes:8}"
                         f"{row.alone_ms:10.2f}{row.proximal_ms:10.2f}{row.ratio:8.3f}  {low:.3f}-{high:.3f}",
                         flush=True,
                     )

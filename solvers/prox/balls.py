@@ -13,9 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from argprune.solvers.prox.base import check_parameter, load_cvxpy
+from argprune.solvers.prox.base import Formula, check_parameter, fresh, load_cvxpy, pieces, widened
 from argprune.solvers.prox.sets import indicator, power_of_two, scalar_step
 from argprune.solvers.registry import register
+
+# Entries that say about where a threshold lies, of at least as many times as many.
+_SAMPLE = 1 << 10
 
 
 @register("constraints", "l1_ball", examples=[{"radius": 2.0}, {"radius": 0.1}, {"radius": 0.0}])
@@ -23,8 +26,8 @@ from argprune.solvers.registry import register
 class L1Ball:
     """The l1 ball: sum_i |w_i| <= radius.
 
-    w: float tensor of any shape, taken as one vector; radius >= 0. Convex; the projection is a soft threshold found by
-    sorting, for every step, one step for all entries. Feasible to 8 eps of w's dtype, relative to the radius.
+    w: float tensor of any shape, taken as one vector; radius >= 0. Convex; the projection is a soft threshold, for
+    every step, one step for all entries. Feasible to 8 eps of w's dtype, relative to the radius.
     Reference: Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions", figure 1.
     """
 
@@ -44,9 +47,10 @@ class L1Ball:
         """Projection."""
         scalar_step("L1Ball", step)
         w = w.detach()
-        magnitudes = w.abs().double()
-        inside = magnitudes.sum() <= self.radius
-        return torch.where(inside, w, (onto_simplex(magnitudes, self.radius) * w.sign()).to(w.dtype)).add_(0.0)
+        magnitudes = widened(w).abs()
+        if bool(magnitudes.sum(dtype=torch.float64) <= self.radius):
+            return fresh(w).copy_(w).add_(0.0)
+        return onto_simplex(magnitudes, self.radius).copysign_(w).to(w.dtype).add_(0.0)
 
     def constraints(self, x: Any) -> list[Any]:
         """The same set of a CVXPY variable."""
@@ -60,8 +64,8 @@ class Simplex:
     """The simplex: w_i >= 0, sum_i w_i = total.
 
     w: float tensor of any shape, taken as one vector, of at least one entry (ValueError); total > 0. Convex; the
-    projection is (w_i - theta)+, with theta found by sorting, for every step, one step for all entries. The sum is met
-    to 8 eps of w's dtype, relative to the total.
+    projection is (w_i - theta)+, for every step, one step for all entries. The sum is met to 8 eps of w's dtype,
+    relative to the total.
     Reference: Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions", figure 1.
     """
 
@@ -84,7 +88,7 @@ class Simplex:
         scalar_step("Simplex", step)
         if w.numel() == 0:
             raise ValueError(f"Simplex: a tensor of shape {tuple(w.shape)} cannot sum to {self.total:g}. Give entries.")
-        return onto_simplex(w.detach().double(), self.total).to(w.dtype)
+        return onto_simplex(widened(w.detach()), self.total).to(w.dtype)
 
     def constraints(self, x: Any) -> list[Any]:
         """The same set of a CVXPY variable."""
@@ -117,9 +121,19 @@ class L2Ball:
         """Projection."""
         scalar_step("L2Ball", step)
         w = w.detach()
+        if w.dtype == torch.float32:
+            # Squares of float32 are within what float64 holds, and where the quotient is normal it keeps its digits.
+            length = float(torch.linalg.vector_norm(w, dtype=torch.float64))
+            factor = self.radius / length if length > self.radius else 1.0
+            if factor > torch.finfo(torch.float32).tiny:
+                return torch.mul(w, factor, out=fresh(w)).add_(0.0)
         scale, norm = scaled_norm(w)
         unit = w.double() / scale / torch.where(norm > 0, norm, 1)
         return torch.where(norm <= self.radius / scale, w, (unit * self.radius).to(w.dtype)).add_(0.0)
+
+    def formula(self) -> Formula:
+        """The projection as one expression; every radius has the same."""
+        return Formula(_onto_l2_ball, (torch.tensor(self.radius, dtype=torch.float64),), entrywise=False)
 
     def constraints(self, x: Any) -> list[Any]:
         """The same set of a CVXPY variable."""
@@ -154,13 +168,22 @@ class Box:
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Projection: clamp."""
-        return self.prox_(w.detach().clone(memory_format=torch.contiguous_format), step)
+        return self._clamped_into(fresh(w), w.detach())
 
     def prox_(self, w: Tensor, step: float | Tensor, part: slice | None = None) -> Tensor:
         """Projection, in place; which entries w holds (`part`) changes nothing."""
+        return self._clamped_into(w, w)
+
+    def _clamped_into(self, out: Tensor, w: Tensor) -> Tensor:
         low, high = self._bounds(w)
-        # Adding 0 turns -0 into +0.
-        return w.clamp_(low, high).add_(0.0)
+        for piece, _, target in pieces(w, 1.0, out):
+            # Adding 0 turns -0 into +0.
+            torch.clamp(piece, low, high, out=target).add_(0.0)
+        return out
+
+    def formula(self) -> Formula:
+        """The projection as one expression."""
+        return Formula(_Clamp(self.low, self.high))
 
     def constraints(self, x: Any) -> list[Any]:
         """The same set of a CVXPY variable."""
@@ -171,21 +194,71 @@ class Box:
         return w.new_tensor(self.low), w.new_tensor(self.high)
 
 
+@dataclass(frozen=True)
+class _Clamp:
+    low: float
+    high: float
+
+    def __call__(self, w: Tensor, tau: Tensor) -> Tensor:
+        return w.clamp(self.low, self.high) + 0.0
+
+
+def _onto_l2_ball(w: Tensor, tau: Tensor, radius: Tensor) -> Tensor:
+    # Squares of float32 are within what float64 holds; float64 has its largest magnitude for unit.
+    unit = torch.ones((), dtype=torch.float64) if w.dtype == torch.float32 else w.abs().amax().clamp(min=1e-300)
+    norm = torch.linalg.vector_norm(w if w.dtype == torch.float32 else w / unit, dtype=torch.float64)
+    factor = torch.where(norm * unit > radius, radius / unit / norm, 1)
+    return (w.double() * factor).to(w.dtype) + 0.0
+
+
 def onto_simplex(w: Tensor, total: float) -> Tensor:
-    """Projection of a float64 tensor of any shape onto {x >= 0, sum_i x_i = total}; total >= 0."""
+    """Projection of a tensor of any shape onto {x >= 0, sum_i x_i = total}; total >= 0. Computed in float64.
+
+    The threshold is the fixed point of Michelot's iteration, which raises it to the mean excess of the entries above
+    it: from below, in a finite number of passes over ever fewer entries, where sorting would take them all.
+    Reference: Michelot (1986), "A finite algorithm for finding the projection of a point onto the canonical simplex".
+    """
     if total == 0 or w.numel() == 0:
         return torch.zeros_like(w)
-    # Entries of the solution's support lie within `total` of the largest, so that in these units nothing is lost.
     # Flat, so that sums are taken in the same order whatever the strides.
-    offsets = ((w.flatten() - w.max()) / total).clamp(min=-1)
-    ordered = offsets.sort(descending=True).values
-    counts = torch.arange(1, len(ordered) + 1, dtype=w.dtype, device=w.device)
-    thresholds = (ordered.cumsum(0) - 1) / counts
-    support = (ordered > thresholds).sum().clamp(min=1)
-    share = (offsets - thresholds[support - 1]).clamp(min=0)
-    # One Newton step for the sum takes back what the running sum lost.
-    share = torch.where(share > 0, share - (share.sum() - 1) / (share > 0).sum(), 0).clamp(min=0)
-    return (share * total).reshape(w.shape)
+    flat = w.reshape(-1)
+    largest = flat.max().double()
+    threshold = _simplex_threshold(flat, largest, total)
+    out = fresh(flat)
+    for piece, _, target in pieces(flat, 1.0, out):
+        target.copy_((piece.double() - largest).div_(total).sub_(threshold).clamp_(min=0).mul_(total))
+    return out.reshape(w.shape)
+
+
+def _simplex_threshold(flat: Tensor, largest: Tensor, total: float) -> Tensor:
+    """The t with sum_i ((w_i - largest) / total - t)+ = 1, float64 0-dim."""
+    # Entries of the solution's support lie within `total` of the largest: in these units nothing is lost.
+    low = -1 - 4 * torch.finfo(flat.dtype).eps
+    if len(flat) > _SAMPLE**2:
+        # A sample says about where the threshold is; entries well below cannot lie above it.
+        sample = (flat[:: len(flat) // _SAMPLE].double() - largest) / total
+        guess = _michelot(sample, len(sample) / len(flat))
+        excess = (sample - guess).clamp(min=0)
+        spread = excess.std() / (excess > 0).double().mean() / len(sample) ** 0.5
+        cut = max(low, float(guess - 6 * spread))
+        threshold = _michelot(_above(flat, largest, total, cut), 1.0)
+        if cut <= float(threshold):
+            return threshold
+    return _michelot(_above(flat, largest, total, low), 1.0)
+
+
+def _above(flat: Tensor, largest: Tensor, total: float, cut: float) -> Tensor:
+    """(w_i - largest) / total of the entries where that is at least about `cut`, float64."""
+    return (flat[flat >= (largest + total * cut).to(flat.dtype)].double() - largest) / total
+
+
+def _michelot(above: Tensor, total: float) -> Tensor:
+    """The t with sum_i (above_i - t)+ = total, for a maximum of 0."""
+    threshold = (above.sum() - total) / len(above)
+    while len(kept := above[above > threshold]) < len(above):
+        above = kept
+        threshold = (above.sum() - total) / len(above)
+    return threshold
 
 
 def scaled_norm(w: Tensor) -> tuple[Tensor, Tensor]:

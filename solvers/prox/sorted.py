@@ -88,7 +88,7 @@ class SLOPE(Grouped):
             if last >= 0:
                 # What comes after is zero, so that only the entries up to there need their order.
                 places = np.flatnonzero(magnitudes[row] >= decreasing[row, last])
-                places = places[np.argsort(-magnitudes[row, places])]
+                places = places[_decreasing_order(magnitudes[row, places])]
                 result[row, places] = _nonincreasing(excess[row, : len(places)]).clip(min=0)
         shrunk = (torch.from_numpy(result * scale)).to(stack.device).copysign(stack)
         return torch.where(stack.isnan(), stack, shrunk)
@@ -192,6 +192,17 @@ def _nonincreasing(z: Any) -> Any:
     from scipy.optimize import isotonic_regression
 
     return isotonic_regression(z, increasing=False).x
+
+
+def _decreasing_order(magnitudes: Any) -> Any:
+    """Indices that sort an array of magnitudes from largest to smallest."""
+    if magnitudes.dtype != np.float32:
+        return np.argsort(-magnitudes)
+    # A magnitude's bits are ordered as it is, and NumPy sorts integers much faster than it finds an order of floats.
+    low = np.uint64(32)
+    keys = magnitudes.view(np.uint32).astype(np.uint64) << low | np.arange(len(magnitudes), dtype=np.uint64)
+    keys.sort()
+    return (keys[::-1] & np.uint64(2**32 - 1)).astype(np.int64)
 
 
 def _last_positive(excess: Any) -> Any:

@@ -63,6 +63,10 @@ class SparseGroupLasso(Grouped):
         entry, group = self._strengths
         return (entry * stack.abs().double()).sum() + (group * norms(stack)).sum()
 
+    def sliceable(self) -> bool:
+        """Yes."""
+        return True
+
     def shrunk(self, stack: Tensor, tau: Tensor) -> Tensor:
         """Soft threshold, then group soft threshold; in the metric of tau where entries have different steps."""
         entry, group = self._strengths
