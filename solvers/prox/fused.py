@@ -112,7 +112,9 @@ class Kernel:
         own = types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
         _KERNELS.append(code.co_name)
         self._eager = own
-        self._compiled: Any = torch.compile(own, dynamic=True, fullgraph=True)
+        # As many threads as torch has when it runs: a kernel found in the cache on disk may be another process's.
+        options = {"cpp.dynamic_threads": True}
+        self._compiled: Any = torch.compile(own, dynamic=True, fullgraph=True, options=options)
 
     @torch.no_grad()
     def __call__(self, *tensors: Tensor) -> None:

@@ -63,6 +63,8 @@ class Grouped:
     def _shrunk(self, stack: Tensor, tau: Tensor) -> Tensor:
         """`shrunk`, groups with step 0 left as they are; in parts that stay in the cache where that is possible."""
         rows = max(1, CHUNK // stack.shape[1])
+        if tau.numel() == 1 and float(tau) > 0 and not self.sliceable():
+            return self.shrunk(stack, tau)
         if not self.sliceable() or stack.device.type != "cpu" or len(stack) <= rows:
             return torch.where(tau > 0, self.shrunk(stack, tau), stack)
         result, taus = fresh(stack), tau.expand(len(stack), -1)

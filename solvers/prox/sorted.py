@@ -83,15 +83,16 @@ class SLOPE(Grouped):
         """Isotonic regression of the sorted magnitudes less step * strength * factors, its negative part cut off."""
         decreasing, excess, scale = self._sorted(stack, tau)
         magnitudes = stack.abs().cpu().numpy()
-        result = np.zeros(stack.shape)
+        result = np.zeros_like(magnitudes)
         for row, last in enumerate(_last_positive(excess)):
             if last >= 0:
                 # What comes after is zero, so that only the entries up to there need their order.
                 places = np.flatnonzero(magnitudes[row] >= decreasing[row, last])
                 places = places[_decreasing_order(magnitudes[row, places])]
-                result[row, places] = _nonincreasing(excess[row, : len(places)]).clip(min=0)
-        shrunk = (torch.from_numpy(result * scale)).to(stack.device).copysign(stack)
-        return torch.where(stack.isnan(), stack, shrunk)
+                result[row, places] = _nonincreasing(excess[row, : len(places)]).clip(min=0) * scale[row]
+        shrunk = torch.from_numpy(result).to(stack.device).copysign_(stack)
+        # The largest magnitude of a group that holds a NaN is NaN.
+        return torch.where(stack.isnan(), stack, shrunk) if np.isnan(decreasing[:, 0]).any() else shrunk
 
     def zeros(self, w: Tensor, step: float | Tensor) -> int:
         """How many entries the prox makes zero; in a fraction of its time."""
