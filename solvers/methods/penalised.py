@@ -42,6 +42,7 @@ class Penalised(Method):
     metric: Metric
     strength: float | None
     prox_step: float | None
+    fused: bool
     reweight_every: int
     scope: str
     _phases: Phases
@@ -88,7 +89,13 @@ class Penalised(Method):
         self._controller = self._controller_for(lambda: self._schedule(self._step), lambda: self._step >= self._end)
         regularizers = [self._regularizer(index) for index in range(len(self._weights))]
         self._proximal = ProximalOptimizer(
-            optimizer, self._weights, regularizers, metric=self.metric, step=self.prox_step, strength=0.0
+            optimizer,
+            self._weights,
+            regularizers,
+            metric=self.metric,
+            step=self.prox_step,
+            strength=0.0,
+            fused=self.fused,
         )
         return self._proximal
 

@@ -59,6 +59,7 @@ class Proximal(Penalised):
     between reweightings.
     metric: the prox step: "decoupled" (learning rate), "metric" (exact in Adam's metric) or "constant" (`prox_step`).
     strength: penalty strength; None: found by search so that the prox itself reaches the sparsity.
+    fused: compile the prox and, where the strength is given, the optimizer's step with it (seconds, once).
     warmup, cooldown: fractions of the run before the first prox and with the support fixed.
     """
 
@@ -72,6 +73,7 @@ class Proximal(Penalised):
     prox_step: float | None = None
     warmup: float = 0.06
     cooldown: float = 0.4
+    fused: bool = False
     scope = "matrix"
 
     def __post_init__(self) -> None:

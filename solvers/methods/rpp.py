@@ -49,6 +49,7 @@ class RPP(Penalised):
     normalise: scale the factors of a matrix so that reweighting does not change the strength's meaning.
     reweight_every: steps between reweightings. plain_first_round: factors 1 until the first, as published.
     scope: one strength a matrix ("matrix") or one for all ("global").
+    fused: compile the prox and, where the strength is given, the optimizer's step with it (seconds, once).
     warmup, cooldown: fractions of the run before the first prox and with the support fixed.
     """
 
@@ -64,6 +65,7 @@ class RPP(Penalised):
     scope: Literal["matrix", "global"] = "matrix"
     warmup: float = 0.06
     cooldown: float = 0.4
+    fused: bool = False
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)

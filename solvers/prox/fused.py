@@ -113,7 +113,7 @@ class Kernel:
         _KERNELS.append(code.co_name)
         self._eager = own
         # As many threads as torch has when it runs: a kernel found in the cache on disk may be another process's.
-        options = {"cpp.dynamic_threads": True}
+        options: dict[str, Any] = {"cpp.dynamic_threads": True}
         self._compiled: Any = torch.compile(own, dynamic=True, fullgraph=True, options=options)
 
     @torch.no_grad()

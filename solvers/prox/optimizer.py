@@ -90,11 +90,17 @@ class ProximalOptimizer(Optimizer):
     def _fused_step(self) -> Any:
         """The same; weights that can be fused are hidden from the wrapped optimizer and stepped with their prox."""
         strengths = self.strengths()
+        groups = [self.param_groups[group] for group in self._group_of]
+        # The prox step times the strength; for "metric" its numerator. Formulas are for steps > 0.
+        steps = [
+            strength * (self.step_size if self.step_size is not None else float(group["lr"]))
+            for strength, group in zip(strengths, groups, strict=True)
+        ]
         formulas = {
             index: formula
             for index, weight in enumerate(self.weights)
-            if strengths[index] > 0
-            and takes(self.optimizer, self.param_groups[self._group_of[index]], weight.parameter)
+            if steps[index] > 0
+            and takes(self.optimizer, groups[index], weight.parameter)
             and (formula := self._formula(index)) is not None
         }
         gradients = {index: self.weights[index].parameter.grad for index in formulas}
@@ -106,11 +112,10 @@ class ProximalOptimizer(Optimizer):
             for index, gradient in gradients.items():
                 self.weights[index].parameter.grad = gradient
         for index, formula in formulas.items():
-            parameter, group = self.weights[index].parameter, self.param_groups[self._group_of[index]]
-            rate = self.step_size if self.step_size is not None else float(group["lr"])
+            parameter = self.weights[index].parameter
             assert parameter.grad is not None
             state, metric = self.optimizer.state[parameter], self.metric == "metric"
-            adam_and_prox_(parameter, parameter.grad, state, group, formula, rate * strengths[index], metric)
+            adam_and_prox_(parameter, parameter.grad, state, groups[index], formula, steps[index], metric)
         self._prox_of_([index for index in range(len(self.weights)) if index not in formulas], strengths)
         return result
 

@@ -23,7 +23,7 @@ Surrogate = Literal["l1", "group-lasso", "squared-l2"]
 
 @runtime_checkable
 class Reweighting(Protocol):
-    """A reweighting rule.
+    """A reweighting rule. Where what it majorises depends on the round's weights, an optional `at(w)` gives that rule.
 
     surrogate: what the factors weight: "l1" (sum f_i |w_i|), "group-lasso" (sum f_g ||w_g||) or "squared-l2"
     (sum f_i w_i^2, which makes no zeros).
@@ -38,7 +38,9 @@ class Reweighting(Protocol):
         """The concave penalty P(w), a 0-dim tensor, up to a constant."""
 
 
-@register("reweightings", "log", examples=[{"eps": 0.3, "normalise": False}, {"eps": 1e-3, "normalise": False}])
+@register(
+    "reweightings", "log", examples=[{"eps": 0.3}, {"eps": 0.3, "normalise": False}, {"eps": 1e-3, "normalise": False}]
+)
 @dataclass(frozen=True)
 class LogReweighting:
     """factors_i = 1 / (|w_i| + eps), one majorise-minimise step for the concave penalty sum_i log(|w_i| + eps).
@@ -66,9 +68,28 @@ class LogReweighting:
         distance = w.detach().abs() + self.eps
         return distance.mean() / distance if self.normalise else 1 / distance
 
+    def at(self, w: Tensor) -> LogReweighting | _Rescaled:
+        """The rule of the round that begins at w: its penalty has the factor that `normalise` gives the factors."""
+        if not self.normalise:
+            return self
+        return _Rescaled(LogReweighting(self.eps, normalise=False), float((w.detach().abs() + self.eps).mean()))
+
     def majorised(self, w: Tensor) -> Tensor:
         """sum_i log(1 + |w_i| / eps)."""
         return (widened(w).abs() / self.eps).log1p().sum()
+
+
+@dataclass(frozen=True)
+class _Rescaled:
+    rule: LogReweighting
+    scale: float
+    surrogate: Surrogate = "l1"
+
+    def factors(self, w: Tensor) -> Tensor:
+        return self.scale * self.rule.factors(w)
+
+    def majorised(self, w: Tensor) -> Tensor:
+        return self.scale * self.rule.majorised(w)
 
 
 @register("reweightings", "power", examples=[{"eps": 0.3}, {"eps": 0.3, "power": 1.0}, {"eps": 0.01, "power": 1.7}])

@@ -97,10 +97,10 @@ def _rule_majorisation(rule: Any, seed: int) -> Check:
 
     def measure(case: Case) -> tuple[float, float]:
         fixed = _fixed(rule, case.w)
-        factors, before = fixed.factors(case.w).reshape(-1), float(fixed.majorised(case.w))
+        factors, before = rule.factors(case.w).reshape(-1), float(fixed.majorised(case.w))
         worst, size = 0.0, 1 + abs(before)
         for x in _others(case.w, seed):
-            gain = float((factors * (_sizes(fixed, x) - _sizes(fixed, case.w))).sum())
+            gain = float((factors * (_sizes(rule, x) - _sizes(rule, case.w))).sum())
             worst, size = max(worst, float(fixed.majorised(x)) - before - gain), max(size, abs(gain))
         return worst, 1e-12 * size
 
@@ -114,11 +114,11 @@ def _rule_descent(rule: Any, seed: int) -> Check:
         a, w, worst = case.w, case.w, 0.0
         for _ in range(_ROUNDS):
             fixed = _fixed(rule, w)
-            factors = fixed.factors(w)
-            if fixed.surrogate == "squared-l2":
+            factors = rule.factors(w)
+            if rule.surrogate == "squared-l2":
                 x = a / (1 + 2 * factors)
             else:
-                x = _minimiser(factors, a, fixed.groups if fixed.surrogate == "group-lasso" else None)
+                x = _minimiser(factors, a, rule.groups if rule.surrogate == "group-lasso" else None)
             before, after = (float((v - a).square().sum() / 2 + fixed.majorised(v)) for v in (w, x))
             worst, w = max(worst, (after - before) / (1 + abs(before))), x
         return worst, _SLACK
@@ -127,7 +127,7 @@ def _rule_descent(rule: Any, seed: int) -> Check:
 
 
 def _fixed(rule: Any, w: Tensor) -> Any:
-    """The rule with what it adapts to the weights held fixed, as within a round."""
+    """What declares the penalty of the round that begins at w, for rules that adapt to the weights (`at`)."""
     return rule.at(w) if hasattr(rule, "at") else rule
 
 

@@ -20,7 +20,7 @@ import yaml
 from argprune._version import __version__
 
 DEFAULT_METHOD = "rpp"
-LISTS = ("methods", "regularizers", "criteria", "constraints", "tasks", "models")
+LISTS = ("methods", "regularizers", "reweightings", "criteria", "constraints", "tasks", "models")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

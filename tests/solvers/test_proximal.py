@@ -67,6 +67,26 @@ def test_scaled_regularizers_mean_the_same_for_matrices_of_any_size() -> None:
         assert float(Scaled(penalty, scale).value(scale * w)) == pytest.approx(float(penalty.value(w)), rel=1e-14)
 
 
+@pytest.mark.parametrize("strength", [None, 0.05])
+def test_a_fused_method_prunes_as_the_other_does(strength: float | None) -> None:
+    results = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter(torch.randn(40, 60))
+        method = Proximal(0.8, "mcp", strength=strength, fused=fused)
+        method.attach([Weight("w", parameter)], 20)
+        optimizer = method.wrap_optimizer(torch.optim.AdamW([parameter], lr=0.05))
+        for step in range(20):
+            parameter.grad = 0.1 * parameter.detach() + 0.01
+            method.before_step(step)
+            optimizer.step()
+            method.after_step(step, 0.05)
+        method.finish()
+        results.append(parameter.detach())
+    assert int((results[1] == 0).sum()) == 1920
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
 def test_reweighting_multiplies_the_step_entry_by_entry() -> None:
     w, factors = torch.randn(3, 4), torch.rand(3, 4)
     expected = torch.stack(
