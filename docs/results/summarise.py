@@ -1,32 +1,87 @@
-"""Print docs/results/stdlib-docs.csv as a Markdown table: mean and standard deviation over seeds, in percent.
+"""Print the tables of docs/results/README.md from the files beside it.
 
 .venv/bin/python docs/results/summarise.py
 """
 
 import csv
+import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
-Key = tuple[float, str, float]
+HERE = Path(__file__).parent
+Row = dict[str, str]
 
 
 def main() -> None:
-    """Print the table."""
-    runs: dict[Key, list[dict[str, str]]] = defaultdict(list)
-    with (Path(__file__).parent / "stdlib-docs.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["status"] == "finished":
-                key = (float(row["sparsity_target"]), row["method"], float(row["option.learning_rate"]))
-                runs[key].append(row)
+    """Print all tables."""
+    methods()
+    print()
+    regularizers()
+    print()
+    operators()
+
+
+def methods() -> None:
+    """stdlib-docs.csv: a row a sparsity, method and learning rate; mean and standard deviation over seeds."""
+    runs: dict[tuple[float, str, float], list[Row]] = defaultdict(list)
+    for row in finished("stdlib-docs.csv"):
+        runs[float(row["sparsity_target"]), row["method"], float(row["option.learning_rate"])].append(row)
     print("| sparsity | method | learning rate | seeds | validation | test | test against dense |")
     print("|---|---|---|---|---|---|---|")
     for (sparsity, method, rate), rows in sorted(runs.items()):
-        against = [100 * (float(r["test_accuracy"]) - float(r["dense_test_accuracy"])) for r in rows]
-        cells = [f"{sparsity:.0%}", method, f"{rate:g}", str(len(rows))]
-        cells += [spread([100 * float(r[f"{split}_accuracy"]) for r in rows]) for split in ("validation", "test")]
-        cells.append("" if method == "dense" else spread(against, sign="+"))
+        cells = [f"{sparsity:.0%}", method, f"{rate:g}", str(len(rows)), *accuracies(rows)]
+        cells.append("" if method == "dense" else against_dense(rows))
         print(f"| {' | '.join(cells)} |")
+
+
+def regularizers() -> None:
+    """regularizers.csv: a row a regularizer, best on validation first."""
+    runs: dict[str, list[Row]] = defaultdict(list)
+    for row in finished("regularizers.csv"):
+        if row["method"] == "proximal":
+            name = row["option.method.regularizer"] or row["option.method.regularizer.name"]
+            rule = row["option.method.reweighting"]
+            runs[f"{name}, reweighted ({rule})" if rule else name].append(row)
+    print("| regularizer | seeds | validation | test | test against dense |")
+    print("|---|---|---|---|---|")
+    for name, rows in sorted(runs.items(), key=lambda item: -mean(float(r["validation_accuracy"]) for r in item[1])):
+        print(f"| {name} | {len(rows)} | {' | '.join(accuracies(rows))} | {against_dense(rows)} |")
+
+
+def operators() -> None:
+    """prox.json: milliseconds of argprune, and how many times as long the others take, out of place."""
+    rows = json.loads((HERE / "prox.json").read_text(encoding="utf-8"))
+    print("| operator | argprune, ms | times a copy | without compilation | fastest other library | the others |")
+    print("|---|---|---|---|---|---|")
+    for name in dict.fromkeys(row["operator"] for row in rows if row["kind"] == "new"):
+        sides = {row["library"]: row for row in rows if row["operator"] == name and row["kind"] == "new"}
+        own, eager = sides["argprune"], sides.get("eager")
+        others = sorted(
+            (row["ratio_to_argprune"], library)
+            for library, row in sides.items()
+            if library not in ("copy", "argprune", "eager")
+        )
+        told = [f"{library} {ratio:.3g}" for ratio, library in others] or [""]
+        cells = [name, f"{own['milliseconds']:.3g}", f"{own['ratio_to_copy']:.2g}"]
+        cells += ["" if eager is None else f"{eager['ratio_to_argprune']:.2g}", told[0], ", ".join(told[1:])]
+        print(f"| {' | '.join(cells)} |")
+
+
+def finished(name: str) -> list[Row]:
+    """The rows of finished runs."""
+    with (HERE / name).open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["status"] == "finished"]
+
+
+def accuracies(rows: list[Row]) -> list[str]:
+    """Validation and test accuracy in percent."""
+    return [spread([100 * float(row[f"{split}_accuracy"]) for row in rows]) for split in ("validation", "test")]
+
+
+def against_dense(rows: list[Row]) -> str:
+    """Test accuracy less that of the dense run of the same seed, in points."""
+    return spread([100 * (float(row["test_accuracy"]) - float(row["dense_test_accuracy"])) for row in rows], sign="+")
 
 
 def spread(values: list[float], sign: str = "") -> str:
