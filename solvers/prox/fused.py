@@ -7,6 +7,7 @@ C++ compiler, say), the same expressions run eagerly, with a warning.
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 import warnings
 from collections.abc import Callable, Hashable
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from argprune.solvers.prox.base import Formula, apply_prox_, check_step, formula_of, fresh
+
+_numbers = itertools.count()
 
 
 class Fused:
@@ -107,10 +110,9 @@ class Kernel:
         def call(*tensors: Tensor) -> None:
             body(*functions, *tensors)
 
-        # Recompilations are limited by code object, which all kernels would share.
-        code = call.__code__.replace(co_name=f"{body.__name__}_{len(_KERNELS)}")
+        # torch limits the recompilations of a code object, which all kernels would share.
+        code = call.__code__.replace(co_name=f"{body.__name__}_{next(_numbers)}")
         own = types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
-        _KERNELS.append(code.co_name)
         self._eager = own
         # As many threads as torch has when it runs: a kernel found in the cache on disk may be another process's.
         options: dict[str, Any] = {"cpp.dynamic_threads": True}
@@ -132,6 +134,3 @@ class Kernel:
             warnings.warn(f"fused operators run eagerly, since nothing compiles here: {reason}", stacklevel=2)
             self._compiled = None
             self._eager(*tensors)
-
-
-_KERNELS: list[str] = []
