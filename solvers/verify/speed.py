@@ -15,17 +15,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from argprune.solvers.verify.report import Speed
 
 ENTRIES = 1 << 20
+_FEW = 1 << 12
 
 
 def measure_speed(operator: Any, entries: int = ENTRIES, repetitions: int = 5) -> Speed | None:
-    """Speed on a float32 matrix of `entries` (a power of two); None where the operator does not take it.
+    """Speed on a float32 matrix of `entries` (a power of two), or of fewer where those would take more than a second.
 
-    Bytes counted: every entry read and written once, as a copy does.
+    Bytes counted: every entry read and written once, as a copy does. None where the operator does not take the matrix.
     """
-    rows = 1 << (entries.bit_length() // 2)
-    w = torch.randn(rows, entries // rows, generator=torch.Generator().manual_seed(0))
     in_place = getattr(operator, "prox_", None)
     try:
+        operator.prox(_matrix(_FEW), 0.5)
+        start = time.perf_counter()
+        operator.prox(_matrix(_FEW), 0.5)
+        expected = (time.perf_counter() - start) / _FEW
+        while entries > _FEW and entries * expected > 1:
+            entries //= 2
+        w = _matrix(entries)
         operator.prox(w, 0.5)
     except (ValueError, TypeError, RuntimeError):
         return None
@@ -39,6 +45,11 @@ def measure_speed(operator: Any, entries: int = ENTRIES, repetitions: int = 5) -
         copy = _median(lambda: target.copy_(w), repetitions)
     bytes_moved = 2 * w.numel() * w.element_size()
     return Speed(w.numel(), bytes_moved / own / 1e9, own / copy, _peak_bytes(operator, w) / w.numel())
+
+
+def _matrix(entries: int) -> Tensor:
+    rows = 1 << (entries.bit_length() // 2)
+    return torch.randn(rows, entries // rows, generator=torch.Generator().manual_seed(0))
 
 
 def _median(action: Callable[[], object], repetitions: int, before: Callable[[], object] | None = None) -> float:
