@@ -1,0 +1,194 @@
+"""The 0-1 selection program, stated once for every way of solving it, and what a solution says about itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from argprune.solvers.groups import Groups
+
+if TYPE_CHECKING:
+    from argprune.solvers.ilp.certificate import Certificate
+
+Status = Literal["optimal", "feasible", "infeasible", "unknown"]
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Entries taken at a time: their temporaries stay in the cache of a CPU; other devices want fewer, larger calls.
+_CHUNK, _DEVICE_CHUNK = 1 << 18, 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Minimise the sum of kept costs subject to exact counts: which entries of one or many tensors to keep.
+
+    costs: one tensor or a sequence of tensors of any shapes, of one dtype (float64, float32, bfloat16, float16) and on
+    one device; never concatenated. The smaller, the rather kept; -inf before and +inf after all numbers.
+    keep: an int, so many of all tensors together; a sequence of ints, so many of each tensor; with `groups`, an int
+    for every group or a sequence of one int a group, the groups of all tensors in order.
+    groups: how each tensor splits into groups, as `Blocks(1, m)` for N:M sparsity along the rows.
+    least, most: with an int `keep` and no groups, bounds on each tensor's count, one int a tensor; either may be left
+    out. Raises ValueError for anything else and for counts that no mask meets; NaN is found when solving.
+    Source: dossier paper-pins-sparsebert, sections 4 and 5.
+
+    >>> Selection([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], keep=2).total
+    3
+    """
+
+    costs: Tensor | Sequence[Tensor]
+    keep: int | Sequence[int]
+    groups: Groups | None = None
+    least: Sequence[int] | None = None
+    most: Sequence[int] | None = None
+    tensors: tuple[Tensor, ...] = field(init=False, repr=False)
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        tensors = as_tensors(self.costs)
+        object.__setattr__(self, "tensors", tensors)
+        object.__setattr__(self, "total", sum(cost.numel() for cost in tensors))
+        if self.groups is not None:
+            if self.least is not None or self.most is not None:
+                raise ValueError("Selection: least and most bound the tensors' counts; give them without groups.")
+            self.group_counts()
+        else:
+            self._check_counts()
+
+    def group_counts(self) -> list[Tensor]:
+        """With groups: how many to keep of each group, an int64 tensor a tensor of costs."""
+        if self.groups is None:
+            raise ValueError("Selection: group_counts of a problem without groups; give groups.")
+        # Meta tensors have the shapes and no data: even a split that has to copy costs nothing.
+        shapes = [self.groups.split(torch.empty(cost.shape, device="meta")).shape for cost in self.tensors]
+        number = sum(rows for rows, _ in shapes)
+        if isinstance(self.keep, int):
+            counts = torch.tensor(_count("keep", self.keep)).expand(number)
+        else:
+            counts = torch.tensor(_counts("keep", self.keep, number, "group"), dtype=torch.int64)
+        result = torch.split(counts, [rows for rows, _ in shapes])
+        for part, (rows, size) in zip(result, shapes, strict=True):
+            if rows and int(part.max()) > size:
+                raise ValueError(f"Selection: keep {int(part.max())} in groups of {size}; need 0 <= keep <= {size}.")
+        return list(result)
+
+    def limits(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """Without groups: how many to keep in total, and the least and the most of each tensor."""
+        sizes = tuple(cost.numel() for cost in self.tensors)
+        if not isinstance(self.keep, int):
+            counts = tuple(self.keep)
+            return sum(counts), counts, counts
+        return self.keep, tuple(self.least or (0,) * len(sizes)), tuple(self.most or sizes)
+
+    def _check_counts(self) -> None:
+        sizes = [cost.numel() for cost in self.tensors]
+        if not isinstance(self.keep, int):
+            if self.least is not None or self.most is not None:
+                raise ValueError("Selection: a keep for each tensor leaves nothing to bound; leave out least and most.")
+            for index, (count, size) in enumerate(zip(_counts("keep", self.keep, len(sizes)), sizes, strict=True)):
+                if count > size:
+                    raise ValueError(
+                        f"Selection: keep {count} of {size} entries of tensor {index}; need 0 <= keep <= {size}."
+                    )
+            return
+        keep = _count("keep", self.keep)
+        if keep > self.total:
+            raise ValueError(f"Selection: keep {keep} of {self.total} entries; need 0 <= keep <= {self.total}.")
+        least = [0] * len(sizes) if self.least is None else _counts("least", self.least, len(sizes))
+        most = sizes if self.most is None else _counts("most", self.most, len(sizes))
+        for index, (low, high, size) in enumerate(zip(least, most, sizes, strict=True)):
+            if not low <= high <= size:
+                raise ValueError(
+                    f"Selection: least {low} and most {high} of tensor {index} with {size} entries; "
+                    "need least <= most <= entries."
+                )
+        if not sum(least) <= keep <= sum(most):
+            raise ValueError(
+                f"Selection: keep {keep}, but the bounds of the tensors allow {sum(least)} to {sum(most)}. "
+                "Give a count in between."
+            )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A mask, what it costs, and what is proved about it.
+
+    masks: bool tensors (True = kept), shaped like the costs and on their device; empty where none was found.
+    objective: the sum of kept costs, accumulated in float64; +inf where a kept cost is +inf, else -inf where one is
+    -inf. bound: no mask costs less; gap: objective - bound, 0 where proved optimal. status: "optimal" means proved, up
+    to `gap`, which holds what rounding can hide. seconds: wall time. certificate: anybody can check it in one pass.
+    """
+
+    masks: list[Tensor]
+    objective: float
+    bound: float
+    gap: float
+    status: Status
+    seconds: float
+    certificate: Certificate | None = None
+
+
+def as_tensors(costs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The costs as a tuple of detached tensors. Raises ValueError unless they share a float dtype and a device."""
+    tensors = (costs,) if isinstance(costs, Tensor) else tuple(costs)
+    if not tensors:
+        raise ValueError("costs: an empty sequence; give at least one tensor.")
+    for cost in tensors:
+        if not isinstance(cost, Tensor) or cost.dtype not in _DTYPES:
+            kind = cost.dtype if isinstance(cost, Tensor) else type(cost).__name__
+            raise ValueError(f"costs: {kind}; give tensors of float64, float32, bfloat16 or float16.")
+        if (cost.dtype, cost.device) != (tensors[0].dtype, tensors[0].device):
+            raise ValueError(
+                f"costs: {cost.dtype} on {cost.device} beside {tensors[0].dtype} on {tensors[0].device}; "
+                "give one dtype and one device."
+            )
+    return tuple(cost.detach() for cost in tensors)
+
+
+def refuse_nan(tensors: Sequence[Tensor]) -> None:
+    """Raise ValueError if a cost is NaN."""
+    for index, cost in enumerate(tensors):
+        # A sum without NaN had no NaN in it, and costs a tenth of a look at every entry.
+        if bool(cost.sum().isnan()) and bool(cost.isnan().any()):
+            raise ValueError(f"costs of tensor {index} contain NaN; every entry needs a cost that can be ordered.")
+
+
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Equal parts of tensors of one shape, flattened; views where the layout allows, of few entries on a CPU."""
+    size = _CHUNK if tensors[0].device.type == "cpu" else _DEVICE_CHUNK
+    yield from zip(*(torch.split(tensor.reshape(-1), size) for tensor in tensors), strict=True)
+
+
+def objective_of(costs: Sequence[Tensor], masks: Sequence[Tensor]) -> float:
+    """The sum of kept costs in float64, never NaN: +inf outweighs -inf, and both outweigh numbers."""
+    parts = [pair for cost, mask in zip(costs, masks, strict=True) for pair in chunks(cost, mask)]
+    result = _kept_sum(parts, 1.0)
+    if math.isfinite(result):
+        return result
+    for infinity in (math.inf, -math.inf):
+        if any(bool(((cost == infinity) & kept).any()) for cost, kept in parts):
+            return infinity
+    # All are finite, and a partial sum left float64's range: what the whole sum does is seen at a smaller scale.
+    return _kept_sum(parts, 2.0**-64) * 2.0**64
+
+
+def _kept_sum(parts: Sequence[tuple[Tensor, ...]], scale: float) -> float:
+    sums = [(torch.where(kept, cost, 0.0) * scale).sum(dtype=torch.float64) for cost, kept in parts]
+    return sum(float(value) for value in sums)
+
+
+def _count(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"Selection: {name} {value}; a count is an integer >= 0.")
+    return value
+
+
+def _counts(name: str, values: Sequence[int], number: int, of: str = "tensor") -> list[int]:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ValueError(f"Selection: {name} {values!r}; give integers >= 0, one for each of the {number} {of}s.")
+    if len(values) != number:
+        raise ValueError(f"Selection: {name} has {len(values)} counts; give one for each of the {number} {of}s.")
+    return [_count(name, value) for value in values]

@@ -1,0 +1,83 @@
+"""Selection programs as linear programs: entries may be kept in part. Their vertices are masks all the same."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from argprune.solvers.ilp.exact import Program, near_one, program, times_power
+from argprune.solvers.ilp.problem import Selection, Solution, objective_of
+from argprune.solvers.ilp.solve import optimal_masks
+from argprune.solvers.prox.base import load_cvxpy
+
+# What counts as met, of the sum of the costs' magnitudes: about the accuracy of an interior point method.
+_TOLERANCE = 1e-8
+
+
+def solve_relaxed(problem: Selection, solver: Literal["highs", "cvxpy"] = "highs") -> Solution:
+    """Solve the relaxation 0 <= z <= 1 and round it to a mask that meets the counts.
+
+    The rows of counts are laminar, hence totally unimodular: the relaxation's value is that of the integer program.
+    solver: "highs" (scipy) finds a vertex, a mask; "cvxpy" (Clarabel, an interior point method) may end between several
+    optimal ones. The mask is the best one for z itself. bound: the value of the solver's dual solution, which bounds
+    whatever its tolerances; status "optimal" where the mask meets it to 1e-8 of the sum of magnitudes, else "feasible".
+    Raises ValueError for another solver, RuntimeError where the solver fails, ImportError without cvxpy.
+    Source: dossier paper-pins-sparsebert, sections 4.1 and 5.
+    """
+    solvers = {"highs": _highs, "cvxpy": _cvxpy}
+    if solver not in solvers:
+        raise ValueError(f"relaxed: solver {solver!r}; give one of {', '.join(solvers)}.")
+    start = time.perf_counter()
+    numbers = program(problem)
+    costs, exponent = near_one(numbers.costs)
+    z, duals = solvers[solver](numbers, costs) if len(costs) else (np.zeros(0), np.zeros(len(numbers.rows)))
+    bound = float(times_power(_dual_value(numbers, costs, duals), -exponent))
+    sizes = [cost.numel() for cost in problem.tensors]
+    parts = torch.split(torch.from_numpy(-np.asarray(z, dtype=np.float64)), sizes)
+    rounding = [part.view(cost.shape) for part, cost in zip(parts, problem.tensors, strict=True)]
+    again = Selection(rounding, problem.keep, problem.groups, problem.least, problem.most)
+    masks = [mask.to(problem.tensors[0].device) for mask in optimal_masks(again)]
+    kept = torch.cat([mask.flatten() for mask in masks]).cpu().numpy()
+    above = math.fsum(numbers.costs[kept]) - bound
+    # Costs that are all zero have no magnitude of their own, but the solver's duals have its tolerance.
+    met = above <= _TOLERANCE * float(times_power(max(np.abs(costs).sum(), 1.0), -exponent))
+    objective = objective_of(problem.tensors, masks)
+    gap = max(above, 0.0)
+    seconds = time.perf_counter() - start
+    return Solution(masks, objective, objective - gap, gap, "optimal" if met else "feasible", seconds)
+
+
+def _dual_value(numbers: Program, costs: Any, duals: Any) -> float:
+    """The bound that multipliers of the rows give: each entry takes the better of z = 0 and z = 1 at its price."""
+    matrix, low, high = numbers.matrix()
+    prices = costs - matrix.T @ duals
+    return math.fsum([*np.minimum(prices, 0.0), *np.where(duals > 0, duals * low, duals * high)])
+
+
+def _highs(numbers: Program, costs: Any) -> tuple[Any, Any]:
+    from scipy import sparse
+    from scipy.optimize import linprog
+
+    matrix, low, high = numbers.matrix()
+    bounds = {"bounds": (0, 1), "method": "highs-ds"}
+    solved = linprog(costs, sparse.vstack([matrix, -matrix]).tocsr(), np.concatenate([high, -low]), **bounds)
+    if solved.x is None:
+        raise RuntimeError(f"HiGHS did not solve the linear program: {solved.message}")
+    upper, lower = np.split(solved.ineqlin.marginals, 2)
+    return solved.x, upper - lower
+
+
+def _cvxpy(numbers: Program, costs: Any) -> tuple[Any, Any]:
+    cvxpy = load_cvxpy()
+    z = cvxpy.Variable(len(costs))
+    matrix, low, high = numbers.matrix()
+    at_least, at_most = matrix @ z >= low, matrix @ z <= high
+    solved = cvxpy.Problem(cvxpy.Minimize(costs @ z), [z >= 0, z <= 1, at_least, at_most])
+    solved.solve(solver=cvxpy.CLARABEL)
+    if z.value is None:
+        raise RuntimeError(f"Clarabel did not solve the linear program: {solved.status}")
+    return z.value, at_least.dual_value - at_most.dual_value
