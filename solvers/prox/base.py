@@ -13,6 +13,8 @@ from torch import Tensor
 # Entries that elementwise passes take at a time: few enough that their temporaries stay in the cache and the allocator
 # keeps them, enough to hide the calls' overhead.
 CHUNK = 1 << 16
+# The same for passes that allocate nothing: the calls' overhead is all that there is to hide.
+LONG_CHUNK = 1 << 18
 # Bytes from which a new tensor is worth huge pages.
 _LARGE = 1 << 22
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from argprune.solvers.groups import Elements, Weight
-from argprune.solvers.prox.base import CHUNK, Formula, Regularizer, apply_prox_, formula_of
+from argprune.solvers.prox.base import LONG_CHUNK, Formula, Regularizer, apply_prox_, formula_of
 from argprune.solvers.prox.fused import fusible, run
 from argprune.solvers.prox.fused_step import adam_and_prox_, metric_prox_, takes
 
@@ -194,9 +194,9 @@ class ProximalOptimizer(Optimizer):
         w = self.weights[index].parameter.data.view(-1)
         second, correction, group = self._second_moments(index)
         second, rate = second.view(-1), float(group["lr"]) * strength
-        buffer = w.new_empty(min(CHUNK, w.numel()))
-        for start in range(0, w.numel(), CHUNK):
-            part = slice(start, start + CHUNK)
+        buffer = w.new_empty(min(LONG_CHUNK, w.numel()))
+        for start in range(0, w.numel(), LONG_CHUNK):
+            part = slice(start, start + LONG_CHUNK)
             piece = w[part]
             step = _metric_step(second[part], correction, group["eps"], rate, out=buffer[: len(piece)])
             regularizer.prox_(piece, step, part)

@@ -8,7 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from argprune.solvers.prox.base import CHUNK, Formula, check_parameter, check_step, fresh, load_cvxpy, widened
+from argprune.solvers.prox.base import (
+    CHUNK,
+    LONG_CHUNK,
+    Formula,
+    check_parameter,
+    check_step,
+    fresh,
+    load_cvxpy,
+    widened,
+)
 from argprune.solvers.registry import register
 
 
@@ -145,8 +154,9 @@ def soft_threshold_(w: Tensor, threshold: float | Tensor, scale: float = 1.0) ->
         upper = torch.add(w, threshold, alpha=scale)
         return torch.clamp(zero, w.sub_(threshold, alpha=scale), upper, out=w)
     # Chunks that stay in the cache: memory is then read twice and written once, whatever the number of operations.
-    buffer = w.new_empty(min(CHUNK, w.numel()))
-    for piece, limits in zip(torch.split(w.view(-1), CHUNK), torch.split(threshold.view(-1), CHUNK), strict=True):
+    buffer = w.new_empty(min(LONG_CHUNK, w.numel()))
+    parts = torch.split(w.view(-1), LONG_CHUNK), torch.split(threshold.view(-1), LONG_CHUNK)
+    for piece, limits in zip(*parts, strict=True):
         upper = torch.add(piece, limits, alpha=scale, out=buffer[: len(piece)])
         torch.clamp(zero, piece.sub_(limits, alpha=scale), upper, out=piece)
     return w

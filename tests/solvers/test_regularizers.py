@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from argprune.solvers.prox import L1, Regularizer, WeightedL1, separable, soft_threshold_
-from argprune.solvers.prox.base import CHUNK, apply_prox_
+from argprune.solvers.prox.base import LONG_CHUNK, apply_prox_
 from argprune.solvers.registry import registered
 
 EXAMPLES = [
@@ -211,7 +211,7 @@ def test_soft_threshold_in_chunks(
     tolerance = 2 * torch.finfo(dtype).eps * (w.double().abs() + amount)
     chunked = w.clone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(separable, "CHUNK", chunk)
+        patch.setattr(separable, "LONG_CHUNK", chunk)
         assert soft_threshold_(chunked, threshold, scale) is chunked
     strided = torch.stack([w, w], dim=1)[:, 0]
     results = [chunked, soft_threshold_(strided, threshold, scale)]
@@ -236,7 +236,7 @@ def test_soft_threshold_at_a_number(value: float, limit: float, scale: float, dt
     assert not bool((result.signbit() & (result == 0)).any())
 
 
-@pytest.mark.parametrize("numel", [CHUNK - 1, CHUNK, 2 * CHUNK + 5])
+@pytest.mark.parametrize("numel", [LONG_CHUNK - 1, LONG_CHUNK, 2 * LONG_CHUNK + 5])
 def test_soft_threshold_across_real_chunks(numel: int) -> None:
     w, threshold = torch.randn(numel), torch.rand(numel)
     # Powers of two make product and difference of these float32 exact in float64, so only the last rounding differs.
