@@ -20,6 +20,7 @@ from argprune.solvers.prox.folded import MCP as MCP
 from argprune.solvers.prox.folded import SCAD as SCAD
 from argprune.solvers.prox.folded import CappedL1 as CappedL1
 from argprune.solvers.prox.fused import Fused as Fused
+from argprune.solvers.prox.fused import prox_each_ as prox_each_
 from argprune.solvers.prox.group_linf import GroupLInf as GroupLInf
 from argprune.solvers.prox.groupwise import GroupLasso as GroupLasso
 from argprune.solvers.prox.groupwise import GroupLogSum as GroupLogSum

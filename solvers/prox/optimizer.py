@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from argprune.solvers.groups import Elements, Weight
 from argprune.solvers.prox.base import LONG_CHUNK, Formula, Regularizer, apply_prox_, formula_of
-from argprune.solvers.prox.fused import fusible, run
+from argprune.solvers.prox.fused import prox_each_
 from argprune.solvers.prox.fused_step import adam_and_prox_, metric_prox_, takes
 
 Metric = Literal["decoupled", "constant", "metric"]
@@ -92,10 +92,7 @@ class ProximalOptimizer(Optimizer):
         strengths = self.strengths()
         groups = [self.param_groups[group] for group in self._group_of]
         # The prox step times the strength; for "metric" its numerator. Formulas are for steps > 0.
-        steps = [
-            strength * (self.step_size if self.step_size is not None else float(group["lr"]))
-            for strength, group in zip(strengths, groups, strict=True)
-        ]
+        steps = [strength * self._constant_step(index) for index, strength in enumerate(strengths)]
         formulas = {
             index: formula
             for index, weight in enumerate(self.weights)
@@ -152,6 +149,15 @@ class ProximalOptimizer(Optimizer):
 
     @torch.no_grad()
     def _prox_of_(self, indices: Iterable[int], strengths: Sequence[float]) -> None:
+        indices = list(indices)
+        if self.fused and self.metric != "metric":
+            together = [index for index in indices if strengths[index] > 0 and self._formula(index) is not None]
+            prox_each_(
+                [self._regularizers[index] for index in together],
+                [self.weights[index].parameter.data for index in together],
+                [strengths[index] * self._constant_step(index) for index in together],
+            )
+            indices = [index for index in indices if index not in together]
         for index in indices:
             weight, strength, regularizer = self.weights[index], strengths[index], self._regularizers[index]
             if strength == 0 or (self.fused and self._fused_prox_(index, strength)):
@@ -171,22 +177,19 @@ class ProximalOptimizer(Optimizer):
             matrix.copy_(weight.groups.join(result, matrix.shape))
 
     def _fused_prox_(self, index: int, strength: float) -> bool:
-        """Apply the prox of a weight in one compiled pass; False where that is not possible."""
+        """Apply the prox of a weight in Adam's metric in one compiled pass; False where that is not possible."""
         formula, w = self._formula(index), self.weights[index].parameter.data
-        if self.metric == "metric":
-            if formula is None or w.dtype != torch.float32:
-                return False
-            second, correction, group = self._second_moments(index)
-            if not second.is_contiguous() or group["lr"] == 0:
-                return False
-            metric_prox_(w, second, float(group["lr"]) * strength, float(group["eps"]), correction**0.5, formula)
-            return True
-        step = self.prox_step(index)
-        assert isinstance(step, float)
-        if formula is None or not fusible(formula, w, step * strength):
+        if self.metric != "metric" or formula is None or w.dtype != torch.float32:
             return False
-        run(formula, w, step * strength, None)
+        second, correction, group = self._second_moments(index)
+        if not second.is_contiguous() or group["lr"] == 0:
+            return False
+        metric_prox_(w, second, float(group["lr"]) * strength, float(group["eps"]), correction**0.5, formula)
         return True
+
+    def _constant_step(self, index: int) -> float:
+        """The prox step, or for "metric" its numerator, at strength 1."""
+        return self.step_size if self.step_size is not None else float(self.param_groups[self._group_of[index]]["lr"])
 
     def _prox_by_chunks_(self, index: int, strength: float) -> None:
         """The metric prox of a separable regularizer, by pieces that stay in the cache from metric to threshold."""

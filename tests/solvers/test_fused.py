@@ -140,6 +140,21 @@ def test_one_kernel_serves_all_strengths_scales_and_factors() -> None:
     assert fused.kernel(fused._into, first.function) is fused.kernel(fused._into, second.function)
 
 
+def test_many_tensors_in_one_call() -> None:
+    regularizers: list[Any] = [L1(0.7), WeightedL1(0.4, FACTORS), GroupLasso(2.0), SLOPE(0.01), MCP(0.7), L1(0.2)]
+    steps = [0.5, 0.1, 0.5, 0.2, 0.0, 0.3]
+    for turn in range(2):
+        before = [weights() + turn for _ in regularizers]
+        tensors = [w.clone().requires_grad_() for w in before]
+        fused.prox_each_(regularizers, tensors, steps)
+        for regularizer, w, found, step in zip(regularizers, before, tensors, steps, strict=True):
+            agree(found.detach(), regularizer.prox(w, step), w)
+    with pytest.raises(ValueError, match="step -1"):
+        fused.prox_each_([L1(0.7)], [weights()], [-1.0])
+    with pytest.raises(ValueError, match="shorter"):
+        fused.prox_each_([L1(0.7)], [weights()], [])
+
+
 def test_fused_is_the_regularizer_in_all_else() -> None:
     regularizer = Fused(MCP(0.7))
     w = weights()
