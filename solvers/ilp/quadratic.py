@@ -259,10 +259,12 @@ class _PlainChange:
         self.within, self.among = problem.coupling[np.ix_(pruned, pruned)], problem.coupling[np.ix_(kept, kept)]
 
     def single(self) -> Floats:
+        """Of every pruned weight for every kept one: (pruned, kept)."""
         changes: Floats = self.into - self.out[:, None] - self.across
         return changes
 
     def double(self, pair: Indices, first: Indices, second: Indices) -> Floats:
+        """Of a pair of pruned weights for pairs of kept ones, first and second: (pairs,)."""
         alone = self.into - self.across[pair].sum(0)
         leave = self.out[pair].sum() - self.within[pair[0], pair[1]]
         changes: Floats = alone[first] + alone[second] + self.among[first, second] - leave
@@ -282,11 +284,13 @@ class _RefitChange:
         self.schur: Floats = inverse[np.ix_(kept, kept)] - across.T @ self.carry
 
     def single(self) -> Floats:
+        """Of every pruned weight for every kept one: (pruned, kept)."""
         diagonal = self.block.diagonal()[:, None]
         rest = self.rest + self.dual[:, None] * self.carry / diagonal
         return (rest**2 / (self.schur.diagonal() + self.carry**2 / diagonal) - self.dual[:, None] ** 2 / diagonal) / 2
 
     def double(self, pair: Indices, first: Indices, second: Indices) -> Floats:
+        """Of a pair of pruned weights for pairs of kept ones, first and second: (pairs,)."""
         small = np.linalg.inv(self.block[np.ix_(pair, pair)])
         carry = self.carry[pair]
         rest = self.rest + carry.T @ small @ self.dual[pair]

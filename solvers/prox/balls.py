@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from argprune.solvers.prox.base import Formula, check_parameter, fresh, load_cvxpy, pieces, widened
+from argprune.solvers.prox.radial import norms
 from argprune.solvers.prox.sets import indicator, power_of_two, scalar_step
 from argprune.solvers.registry import register
 
@@ -204,11 +205,8 @@ class _Clamp:
 
 
 def _onto_l2_ball(w: Tensor, tau: Tensor, radius: Tensor) -> Tensor:
-    # Squares of float32 are within what float64 holds; float64 has its largest magnitude for unit.
-    unit = torch.ones((), dtype=torch.float64) if w.dtype == torch.float32 else w.abs().amax().clamp(min=1e-300)
-    norm = torch.linalg.vector_norm(w if w.dtype == torch.float32 else w / unit, dtype=torch.float64)
-    factor = torch.where(norm * unit > radius, radius / unit / norm, 1)
-    return (w.double() * factor).to(w.dtype) + 0.0
+    norm = norms(w.reshape(1, -1)).squeeze()
+    return (w.double() * torch.where(norm > radius, radius / norm, 1)).to(w.dtype) + 0.0
 
 
 def onto_simplex(w: Tensor, total: float) -> Tensor:

@@ -17,10 +17,12 @@ from argprune.solvers.prox import (
     L1,
     MCP,
     SLOPE,
+    Box,
     BoxL1,
     Fused,
     GroupLasso,
     GroupMCP,
+    L2Ball,
     ProximalOptimizer,
     Reweighted,
     Scaled,
@@ -55,6 +57,10 @@ WITH_FORMULA += [
     pytest.param(Scaled(GroupLasso(2.0), 0.5), id="scaled-groups"),
     pytest.param(GroupLasso(2.0, Columns()), id="columns"),
     pytest.param(GroupLasso(2.0, Whole()), id="whole"),
+    pytest.param(Box(-0.5, 0.7), id="box"),
+    pytest.param(L2Ball(3.0), id="l2-ball"),
+    pytest.param(L2Ball(1e6), id="l2-ball-inside"),
+    pytest.param(L2Ball(0.0), id="l2-ball-point"),
 ]
 
 
@@ -108,6 +114,7 @@ def test_the_formula_is_the_prox(regularizer: Any, dtype: torch.dtype) -> None:
         Scaled(Reweighted(L0(0.4), FACTORS), 0.25),
         GroupLasso(2.0),
         GroupMCP(2.0),
+        L2Ball(3.0),
     ],
     ids=lambda regularizer: type(regularizer).__name__,
 )
