@@ -209,14 +209,10 @@ class ProximalOptimizer(Optimizer):
 
         stride: compute only every stride-th entry of the flattened parameter, for controllers that sample.
         """
-        if self.metric == "constant":
-            assert self.step_size is not None
-            return self.step_size
-        group = self.param_groups[self._group_of[index]]
-        rate = float(group["lr"])
-        if self.metric == "decoupled":
+        rate = self._constant_step(index)
+        if self.metric != "metric":
             return rate
-        second, correction, _ = self._second_moments(index)
+        second, correction, group = self._second_moments(index)
         second = second if stride is None else second.flatten()[::stride]
         out = torch.empty_like(second, dtype=self.weights[index].parameter.dtype)
         return _metric_step(second, correction, group["eps"], rate, out=out)
