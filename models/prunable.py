@@ -21,12 +21,15 @@ from argprune.solvers.groups import Weight
 _MATRICES = (nn.Linear, Conv1D)
 
 
-def find_weights(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> list[Weight]:
+def find_weights(
+    model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), *, biases: bool = False
+) -> list[Weight]:
     """Find the prunable matrices of `model`, in module order.
 
     model: any module built from Hugging Face blocks, bare or under a task head, on any device, meta included.
     include, exclude: fnmatch patterns, case sensitive, on the parameter name, such as "*.attention.*"; a
-    weight is kept if some pattern of `include` and none of `exclude` matches it.
+    weight is kept if some pattern of `include` and none of `exclude` matches it. biases: after each matrix, its
+    bias too (rank 1), where it has one of its own.
 
     The rule. Blocks are the children of an `nn.ModuleList`, even of a single one, that (a) are not matrices
     themselves, (b) hold matrices, and (c) normalise, inside or by norms listed beside them, as XLM does;
@@ -45,7 +48,7 @@ def find_weights(model: nn.Module, include: Sequence[str] = ("*",), exclude: Seq
       XLNet's;
     - a router stored as `nn.Linear` is found: `exclude=["*.router.*"]` spares it.
 
-    Result: `Weight`s of rank 2; `transposed` for Conv1D, which stores (inputs, outputs).
+    Result: `Weight`s of rank 2 (biases: 1); `transposed` for Conv1D, which stores (inputs, outputs).
     Raises ValueError if the model has no such blocks, if a pattern matches no weight, or if none is left;
     TypeError if a pattern list is a bare string, each letter of which would be a pattern.
     """
@@ -73,7 +76,19 @@ def find_weights(model: nn.Module, include: Sequence[str] = ("*",), exclude: Seq
             f"include={list(include)} and exclude={list(exclude)} leave none of the {len(found)} weights of "
             f"{type(model).__name__}. Widen include or narrow exclude."
         )
-    return kept
+    return _with_biases(model, kept) if biases else kept
+
+
+def _with_biases(model: nn.Module, weights: Sequence[Weight]) -> list[Weight]:
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    found = []
+    for weight in weights:
+        found.append(weight)
+        path = weight.name.removesuffix(".weight")
+        bias = model.get_submodule(path).bias
+        if isinstance(bias, nn.Parameter) and uses[id(bias)] == 1:
+            found.append(Weight(f"{path}.bias", bias))
+    return found
 
 
 def _block_matrices(model: nn.Module) -> list[Weight]:

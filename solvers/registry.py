@@ -24,6 +24,7 @@ Kind = Literal["regularizers", "reweightings", "criteria", "constraints", "metho
 C = TypeVar("C", bound=type)
 
 _HOMES = {
+    "criteria": "argprune.solvers.criteria",
     "regularizers": "argprune.solvers.prox",
     "reweightings": "argprune.solvers.prox",
     "constraints": "argprune.solvers.prox",

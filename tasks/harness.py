@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import (
     DataCollatorWithPadding,
+    EvalPrediction,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
@@ -23,10 +24,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from argprune.models.outputs import read_outputs
 from argprune.solvers.methods.base import Method
 from argprune.tasks.progress import Progress
 from argprune.tasks.runs import CHECKPOINT_DONE, RunDirectory, RunError, write_json
 from argprune.tasks.settings import Settings
+from argprune.tasks.snapshots import Snapshots
 from argprune.tasks.texts import Row
 
 _METHOD_TENSORS = "method.safetensors"
@@ -91,6 +94,8 @@ class PruningTrainer(Trainer):
         self._method, self._bridge = method, bridge
         self._train_lengths = train_lengths
         self._terms: dict[str, list[float]] = {}
+        # Outputs are taken apart, and a teacher asked, only for methods that have terms to add.
+        self._adds_terms = type(method).loss_terms is not Method.loss_terms
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The usual optimizer, as the method wraps it."""
@@ -111,7 +116,7 @@ class PruningTrainer(Trainer):
         """The task's loss plus the method's terms; a loss that is not finite ends the run."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            terms = self._method.loss_terms(outputs, None)
+            terms = self._loss_terms(outputs, inputs)
             for name, term in terms.items():
                 self._terms.setdefault(name, []).append(float(term.detach()))
                 loss = loss + term
@@ -119,12 +124,34 @@ class PruningTrainer(Trainer):
                 raise RunError(self.failure(f"loss is {float(loss.detach())} at step {self.state.global_step + 1}"))
         return (loss, outputs) if return_outputs else loss
 
+    def _loss_terms(self, outputs: Any, inputs: Any) -> dict[str, Tensor]:
+        if not self._adds_terms:
+            return {}
+        return self._method.loss_terms(read_outputs(outputs, inputs), self._bridge.snapshots.outputs(inputs))
+
+    def score(self, data: Encoded) -> float:
+        """The task's metric on a split, of the model as it is."""
+        assert self.model is not None
+        assert self.compute_metrics is not None
+        assert self.data_collator is not None
+        was_training, batch = self.model.training, self.args.eval_batch_size
+        self.model.eval()
+        logits, labels = [], []
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for start in range(0, len(data), batch):
+                rows = self.data_collator([data[index] for index in range(start, min(start + batch, len(data)))])
+                inputs = self._prepare_inputs(rows)
+                logits.append(self.model(**inputs).logits.float().cpu())
+                labels.append(inputs["labels"].cpu())
+        self.model.train(was_training)
+        prediction = EvalPrediction(torch.cat(logits).numpy(), torch.cat(labels).numpy())
+        [value] = self.compute_metrics(prediction).values()
+        return float(value)
+
     def fit(self, checkpoint: Path | None) -> float:
         """Train from the start or a complete checkpoint; returns the seconds of training, earlier parts included."""
         self._bridge.resume_from(checkpoint)
-        done = (
-            0 if checkpoint is None else json.loads((checkpoint / CHECKPOINT_DONE).read_text(encoding="utf-8"))["step"]
-        )
+        done = 0 if checkpoint is None else _marker(checkpoint)["step"]
         if checkpoint is not None and done >= self.args.max_steps:
             # Trainer would take one step more; there is nothing left but to load what was trained.
             self._load_from_checkpoint(str(checkpoint))
@@ -153,6 +180,7 @@ class PruningBridge(TrainerCallback):
     def __init__(self, method: Method, run: RunDirectory, progress: Progress) -> None:
         self._method, self.run, self._progress = method, run, progress
         self.trainer: PruningTrainer
+        self.snapshots: Snapshots
         self._checkpoint: Path | None = None
         self._earlier, self._began = 0.0, time.monotonic()
 
@@ -161,7 +189,7 @@ class PruningBridge(TrainerCallback):
         self._checkpoint, self._earlier, self._began = checkpoint, 0.0, time.monotonic()
         step = 0
         if checkpoint is not None:
-            marker = json.loads((checkpoint / CHECKPOINT_DONE).read_text(encoding="utf-8"))
+            marker = _marker(checkpoint)
             self._earlier, step = marker["seconds"], marker["step"]
         self.run.truncate_log(step)
 
@@ -173,6 +201,9 @@ class PruningBridge(TrainerCallback):
         # The optimizer is there and weights are loaded only now.
         if self._checkpoint is not None:
             self._method.load_state_dict(load_method_state(self._checkpoint))
+            self.snapshots.load(self._checkpoint, _marker(self._checkpoint)["snapshots"])
+        else:
+            self.snapshots.ask(-1)
         self._progress.start(state.max_steps, state.global_step)
 
     def on_pre_optimizer_step(
@@ -185,6 +216,7 @@ class PruningBridge(TrainerCallback):
     ) -> None:
         assert self.trainer.optimizer is not None
         self._method.after_step(state.global_step, float(self.trainer.optimizer.param_groups[0]["lr"]))
+        self.snapshots.ask(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._progress.advance(state.global_step)
@@ -219,7 +251,12 @@ class PruningBridge(TrainerCallback):
         numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         write_json(
             folder / CHECKPOINT_DONE,
-            {"step": state.global_step, "seconds": self.seconds(), "method": numbers},
+            {
+                "step": state.global_step,
+                "seconds": self.seconds(),
+                "method": numbers,
+                "snapshots": self.snapshots.save(folder),
+            },
         )
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -228,8 +265,12 @@ class PruningBridge(TrainerCallback):
 
 def load_method_state(checkpoint: Path) -> dict[str, Any]:
     """What `Method.state_dict` gave at a checkpoint."""
-    numbers = json.loads((checkpoint / CHECKPOINT_DONE).read_text(encoding="utf-8"))["method"]
-    return {**load_file(checkpoint / _METHOD_TENSORS), **numbers}
+    return {**load_file(checkpoint / _METHOD_TENSORS), **_marker(checkpoint)["method"]}
+
+
+def _marker(checkpoint: Path) -> dict[str, Any]:
+    marker: dict[str, Any] = json.loads((checkpoint / CHECKPOINT_DONE).read_text(encoding="utf-8"))
+    return marker
 
 
 def total_steps(settings: Settings, rows: int) -> int:
@@ -245,11 +286,11 @@ def make_trainer(
     data: dict[str, Encoded],
     method: Method,
     settings: Settings,
+    steps: int,
     run: RunDirectory,
     progress: Progress,
 ) -> PruningTrainer:
     """The trainer of a run, with the bridge in place; the method must be attached already."""
-    steps = total_steps(settings, len(data["train"]))
     args = TrainingArguments(
         output_dir=str(run.path),
         max_steps=steps,
@@ -291,6 +332,8 @@ def make_trainer(
         train_lengths=data["train"].lengths,
     )
     bridge.trainer = trainer
+    slices = {"held-out": "held-out", "dev": "validation"}
+    bridge.snapshots = Snapshots(method, model, lambda name: trainer.score(data[slices[name]]))
     # The bridge reports; Trainer's own printer would repeat every line as a dict.
     for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == "PrinterCallback"]:
         trainer.remove_callback(callback)

@@ -22,7 +22,7 @@ from argprune._version import __version__
 from argprune.models import find_weights, load_model, load_tokenizer, measure_sparsity
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import Dense, Method
-from argprune.tasks.certificate import certify
+from argprune.tasks.certificate import SELECTION, certify
 from argprune.tasks.data import load_task
 from argprune.tasks.harness import Encoded, PruningTrainer, make_trainer, total_steps
 from argprune.tasks.options import Plan, plan
@@ -39,7 +39,7 @@ from argprune.tasks.runs import (
     write_yaml,
 )
 from argprune.tasks.settings import SHARED
-from argprune.tasks.texts import SPLITS, Classification
+from argprune.tasks.texts import Classification, hold_out
 
 
 @dataclass(frozen=True)
@@ -169,20 +169,30 @@ class _Job:
         tokenizer = load_tokenizer(settings.model)
         set_seed(settings.seed)
         model = load_model(settings.model, num_labels=len(task.labels))
-        return _Job(planned, task, tokenizer, model, find_weights(model, settings.include, settings.exclude))
+        return _Job(
+            planned,
+            task,
+            tokenizer,
+            model,
+            find_weights(model, settings.include, settings.exclude, biases=settings.biases),
+        )
 
     def run(self, run: RunDirectory, dense: Mapping[str, Any] | None, *, quiet: bool) -> dict[str, Any]:
         settings, method = self.planned.settings, self.planned.method
         began = time.monotonic()
+        splits = dict(self.task.splits)
+        # A slice held out costs a method rows, not steps.
+        steps = total_steps(settings, len(splits["train"]))
+        if method.holds_out:
+            splits["train"], splits["held-out"] = hold_out(splits["train"], settings.seed)
         data = {
-            split: Encoded(self.task.splits[split], self.tokenizer, settings.max_length, by_length=split != "train")
-            for split in SPLITS
+            split: Encoded(rows, self.tokenizer, settings.max_length, by_length=split != "train")
+            for split, rows in splits.items()
         }
-        steps = total_steps(settings, len(data["train"]))
         title = self.planned.method_name + (f" {method.sparsity:.0%}" if method.sparsity else "")
         method.attach(self.weights, steps)
         trainer = make_trainer(
-            self.model, self.tokenizer, data, method, settings, run, make_progress(title, quiet=quiet)
+            self.model, self.tokenizer, data, method, settings, steps, run, make_progress(title, quiet=quiet)
         )
         train_seconds = trainer.fit(run.last_checkpoint())
         masks = method.finish()
@@ -202,11 +212,14 @@ class _Job:
             **_sparsity(self.model, self.weights, method),
             "seconds": {**seconds, "total": time.monotonic() - began},
             "method_report": method.report(),
-            "rows": {split: len(data[split]) for split in SPLITS},
+            "rows": {split: len(rows) for split, rows in data.items()},
             "versions": _versions(),
             "config": self.planned.to_options(),
         }
-        write_json(run.path / CERTIFICATE, certify(run.path, method.sparsity))
+        certificate = certify(run.path, method.sparsity)
+        if selection := metrics["method_report"].get("certificate"):
+            certificate[SELECTION] = selection
+        write_json(run.path / CERTIFICATE, certificate)
         write_json(run.path / METRICS, metrics)
         if not settings.keep_checkpoints:
             run.remove_checkpoints()

@@ -35,6 +35,7 @@ class Settings:
         precision: `fp32`, `bf16` (autocast, fp32 master weights), or `auto`: bf16 where the hardware computes in it.
         include: patterns of weight names to prune (fnmatch).
         exclude: patterns of weight names to leave dense.
+        biases: prune the biases of these weights' layers too; they then count in every sparsity.
         checkpoint_every: optimizer steps between checkpoints.
         log_every: optimizer steps between lines of log.jsonl.
         evaluate_each_epoch: measure the validation split after every epoch.
@@ -57,6 +58,7 @@ class Settings:
     precision: Precision = "auto"
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
+    biases: bool = False
     checkpoint_every: int = 100
     log_every: int = 10
     evaluate_each_epoch: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,3 +39,14 @@ class Classification:
             if unseen:
                 known = f"0 to {len(self.labels) - 1}"
                 raise ValueError(f"task {self.name}: split {split!r} has labels {sorted(unseen)}; known: {known}.")
+
+
+def hold_out(rows: Sequence[Row], seed: int, fraction: float = 0.1) -> tuple[list[Row], list[Row]]:
+    """The rows without a random slice, and the slice: a fraction of them, at least one.
+
+    Raises ValueError where nothing would be left to train on.
+    """
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} training rows; holding a slice out needs at least 2.")
+    held = set(random.Random(seed).sample(range(len(rows)), max(1, round(fraction * len(rows)))))
+    return [row for i, row in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from argprune.solvers.groups import Weight
 from argprune.solvers.ilp.closed_form import keep_largest
+from argprune.solvers.methods.outputs import Outputs
 
 State = dict[str, Tensor | float | int | str]
 
@@ -33,9 +34,22 @@ class Method:
         """The optimizer that the run shall use, in place of the plain one."""
         return optimizer
 
-    def loss_terms(self, student: Any, teacher: Any) -> dict[str, Tensor]:
-        """Terms to add to the task's loss, by name; student and teacher are model outputs (teacher may be None)."""
+    def loss_terms(self, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
+        """Terms to add to the task's loss, by name; the teacher is the snapshot on the same batch, if any."""
         return {}
+
+    def snapshot(self, step: int) -> Literal["no", "take", "held-out", "dev"]:
+        """Asked before the first step (-1) and after each: shall the model as it is become the teacher?
+
+        "take": yes. "held-out", "dev": if it does best so far on a slice held out of training, or on the validation
+        split. A method that may answer "held-out" says so by `holds_out`.
+        """
+        return "no"
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a slice of the training split must be held out for `snapshot`."""
+        return False
 
     def before_step(self, step: int) -> None:
         """Called when the gradients of optimizer step `step` (0-based) are there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from argprune.solvers.groups import Weight
-from argprune.solvers.methods import RPP, Dense, Magnitude, Method
+from argprune.solvers.methods import RPP, Dense, Magnitude, Method, Outputs, Prediction
 from argprune.solvers.methods.base import keep_count, magnitude_masks, zero_fraction
 from argprune.solvers.prox import ProximalOptimizer, WeightedL1
 from argprune.solvers.registry import registered
@@ -48,6 +48,7 @@ class Run:
         self.weights = [Weight("first", first), Weight("second", second)]
         self.parameters = [first, second, self.bias]
         self.truth = torch.randn(SHAPES[1][0], SHAPES[0][1], generator=generator).to(dtype)
+        self.teacher: list[Tensor] | None = None
         self.method = method
         method.attach(self.weights, TOTAL)
         self.optimizer: Optimizer = method.wrap_optimizer(AdamW(self.parameters, lr=RATE, weight_decay=0.01))
@@ -56,10 +57,13 @@ class Run:
         """One optimizer step, with the hooks around it that the class docstring of Method describes."""
         batch = torch.randn(16, SHAPES[0][1], generator=torch.Generator().manual_seed(1000 + step))
         batch = batch.to(self.truth.dtype)
-        first, second = (weight.parameter for weight in self.weights)
-        output = batch @ first.t() @ second.t() + self.bias
-        loss = (output - batch @ self.truth.t()).square().mean()
-        for term in self.method.loss_terms(output, None).values():
+        if step == 0:
+            self.ask(-1)
+        targets = batch @ self.truth.t()
+        student = self.predict(batch, self.parameters)
+        teacher = None if self.teacher is None else outputs(self.predict(batch, self.teacher), targets)
+        loss = (student - targets).square().mean()
+        for term in self.method.loss_terms(outputs(student, targets), teacher).values():
             loss = loss + term
         self.optimizer.zero_grad()
         loss.backward()
@@ -69,6 +73,15 @@ class Run:
         self.method.before_step(step)
         self.optimizer.step()
         self.method.after_step(step, rate)
+        self.ask(step)
+
+    def predict(self, batch: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        first, second, bias = parameters
+        return batch @ first.t() @ second.t() + bias
+
+    def ask(self, step: int) -> None:
+        if self.method.snapshot(step) != "no":
+            self.teacher = [parameter.detach().clone() for parameter in self.parameters]
 
     def steps(self, begin: int = 0, end: int = TOTAL) -> Iterator[int]:
         for step in range(begin, end):
@@ -85,16 +98,20 @@ class Run:
         """Weights, optimizer and method, as a file holds them; read back without running anything in it."""
         file = io.BytesIO()
         weights = [parameter.detach() for parameter in self.parameters]
-        torch.save([weights, self.optimizer.state_dict(), self.method.state_dict()], file)
+        torch.save([weights, self.optimizer.state_dict(), self.method.state_dict(), self.teacher], file)
         return file.getvalue()
 
     def load(self, saved: bytes) -> None:
-        weights, optimizer, method = torch.load(io.BytesIO(saved), weights_only=True)
+        weights, optimizer, method, self.teacher = torch.load(io.BytesIO(saved), weights_only=True)
         with torch.no_grad():
             for parameter, weight in zip(self.parameters, weights, strict=True):
                 parameter.copy_(weight)
         self.optimizer.load_state_dict(optimizer)
         self.method.load_state_dict(method)
+
+
+def outputs(predicted: Tensor, targets: Tensor) -> Outputs:
+    return Outputs((Prediction(predicted.flatten(), targets.flatten()),), predicted)
 
 
 def finished(method: Method, **options: Any) -> Run:

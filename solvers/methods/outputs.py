@@ -1,0 +1,34 @@
+"""What methods see of a model's outputs: rows of logits with their targets, whatever the task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One output of a model, a row a prediction: classes of a text, a token or a position, or a number.
+
+    logits: (rows, classes), or (rows,) for a number; targets: (rows,), int64 classes or floating numbers; rows without
+    a target are left out of both.
+    """
+
+    logits: Tensor
+    targets: Tensor
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the targets are numbers."""
+        return self.targets.is_floating_point()
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """A model's outputs on a batch: as predictions (a span has two: start and end), and as the model gave them."""
+
+    predictions: Sequence[Prediction]
+    raw: Any
