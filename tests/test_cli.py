@@ -42,6 +42,19 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         (["prune", "--sparsity", "0.5", "--method.eps_rw", "x"], "--method.eps_rw: 'x' is not float."),
         (["prune", "--sparsity", "0.5", "--method.colour", "x"], "unrecognized arguments: --method.colour x"),
         (
+            ["prune", "--method", "pins", "--sparsity", "0.5", "--sign", "abs"],
+            "--criterion.sign before --criterion NAME, which says whose option it is.",
+        ),
+        (
+            ["prune", "--method", "pins", "--sparsity", "0.5", "--criterion", "pins", "--criterion", "obd"],
+            "--criterion was given 2 times; give one.",
+        ),
+        (
+            ["prune", "--method", "pins", "--sparsity", "0.5", "--criterion", "pins", "--sign", "minus"],
+            "pins: sign 'minus'; choose one of displacement, signed, abs.",
+        ),
+        (["prune", "--sparsity", "0.5", "--criterion", "pins"], "unrecognized arguments: --method.criterion"),
+        (
             ["prune", "--sparsity", "0.5", "--task", "stdlib-doc"],
             "Unknown task 'stdlib-doc'. Did you mean 'stdlib-docs'?",
         ),
@@ -85,6 +98,7 @@ def test_no_arguments_print_help(run: Run) -> None:
     [
         ("methods", {"dense", "magnitude", "rpp"}),
         ("regularizers", {"l1", "weighted_l1"}),
+        ("criteria", {"magnitude", "pins", "platon", "random"}),
         ("tasks", {"stdlib-docs"}),
         ("models", {"minilm"}),
         ("criteria", set()),

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,16 @@ def _prune(arguments: list[str]) -> int:
     from argprune.tasks.settings import Settings
 
     set_loader("argprune", _load_config)
-    arguments, regularizer = _regularizer(arguments)
+    # `--sign` is the option of the criterion that bears the name of a method, and short for it.
+    arguments = [re.sub(r"^--sign(?==|$)", "--criterion.sign", argument) for argument in arguments]
+    plugged = {}
+    for kind in ("regularizer", "criterion"):
+        arguments, plugged[kind] = _plug_in(arguments, kind)
     arguments = [re.sub(r"^--method(?==|$)", "--method.name", _underscored(argument)) for argument in arguments]
-    if regularizer is not None:
-        # After the config files, which it overrides.
-        arguments += ["--method.regularizer", json.dumps(regularizer)]
+    for kind, spec in plugged.items():
+        if spec is not None:
+            # After the config files, which it overrides.
+            arguments += [f"--method.{kind}", json.dumps(spec)]
     method = _method_name(arguments)
     parser = ArgumentParser(
         prog="argprune prune",
@@ -131,20 +137,24 @@ def _prune(arguments: list[str]) -> int:
 
 
 def _verify(arguments: list[str]) -> int:
-    arguments, regularizers = _regularizers(arguments)
+    if arguments[:1] == ["criteria"]:
+        return _verify_criteria(arguments[1:])
+    arguments, regularizers = _plug_ins(arguments, "regularizer")
     parser = argparse.ArgumentParser(
         prog="argprune verify",
-        description="Check operators against independent solvers.",
+        description="Check operators against independent solvers, or criteria: argprune verify criteria --help.",
         epilog="--regularizer NAME|module:Class|file.py:Class (repeatable; default: all), --regularizer.OPTION VALUE",
         exit_on_error=False,
     )
-    parser.add_argument("what", choices=("prox",))
+    parser.add_argument("what", choices=("prox", "criteria"))
     parser.add_argument("--json", metavar="FILE", help="write every check with its worst error")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs")
     parser.add_argument("--no-speed", action="store_true", help="do not time the operators")
     parser.add_argument("-q", "--quiet", action="store_true", help="failures only")
     parsed = parser.parse_args(arguments)
+    if parsed.what == "criteria":
+        raise ValueError("verify: options before 'criteria'; give `argprune verify criteria` first.")
 
     from argprune.tasks.verify_command import verify_command
 
@@ -158,31 +168,96 @@ def _verify(arguments: list[str]) -> int:
     )
 
 
-def _regularizer(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any] | None]:
-    """`--regularizer NAME --regularizer.OPTION VALUE` as one mapping, and the arguments without them."""
-    rest, found = _regularizers(arguments)
+def _verify_criteria(arguments: list[str]) -> int:
+    arguments, criteria = _plug_ins(arguments, "criterion")
+    parser = argparse.ArgumentParser(
+        prog="argprune verify criteria",
+        description="Judge criteria on small blocks of a model's weights: the masks they choose against the exact "
+        "optimum of each surrogate of the loss, and against the best of all masks in the true loss.",
+        epilog="--criterion NAME|module:Class|file.py:Class (repeatable; default: all), --criterion.OPTION VALUE",
+        exit_on_error=False,
+    )
+    option = partial(parser.add_argument, default=argparse.SUPPRESS)
+    count = partial(option, metavar="N", type=int)
+    option(
+        "--model",
+        help="minilm, a hub id, or a folder, such as RUN/model of a dense run; one without a trained head is "
+        "fine-tuned first (see --dense)",
+    )
+    option("--task", help="stdlib-docs, or a task of the data folder")
+    parser.add_argument("--data-dir", default=os.environ.get("ARGPRUNE_DATA"), help="folder of data sets")
+    option(
+        "--dense",
+        metavar="RUN",
+        help="run directory to fine-tune in, or of a finished dense run (default: runs/verify/MODEL-TASK-seedN)",
+    )
+    option("--pretrained", action="store_true", help="take a model without a trained head as it is")
+    option(
+        "--layer",
+        dest="layers",
+        metavar="PATTERN",
+        action="append",
+        help="weights by name, repeatable (default: three over the depth)",
+    )
+    count("--blocks", help="blocks of each layer, drawn at random (default: 4)")
+    count("--size", help="units of a block; every mask of up to 20 is known (default: 16)")
+    count("--keep", help="units kept (default: half)")
+    count("--rows", help="a unit is a column of so many rows (default: 1, a single weight)")
+    count("--examples", help="held-out texts of the true loss (default: 64)")
+    count("--calibration", help="training texts that criteria see (default: 256)")
+    count("--max-length", help="tokens a text is cut to (default: 24)")
+    option(
+        "--curvature",
+        choices=("hessian", "fisher", "inputs"),
+        help="of the diagonal and the quadratic surrogate (default: hessian); refits take the Fisher, or inputs",
+    )
+    option("--learning-rate", type=float, help="of the step that criteria see (default: 3e-4)")
+    option("--seed", type=int, help="of blocks, texts and fine-tuning (default: 0)")
+    option("--exhaustive", action="store_true", help="evaluate every mask, none by its neighbours")
+    option(
+        "--no-matrix",
+        dest="matrix",
+        action="store_false",
+        help="blocks only: do not also prune whole weights to the same density",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write every number")
+    parser.add_argument("--csv", metavar="FILE", help="write a row a block and criterion")
+    parser.add_argument("--plot", metavar="FILE", help="draw the true regrets and their parts (.svg, .png, .pdf)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no table")
+    options = vars(parser.parse_args(arguments))
+    files = {f"{name}_file": options.pop(name) for name in ("json", "csv", "plot")}
+    quiet = options.pop("quiet")
+
+    from argprune.tasks.criteria_command import Check, criteria_command
+
+    return criteria_command(Check(**options, criteria=criteria), **files, quiet=quiet)
+
+
+def _plug_in(arguments: Sequence[str], kind: str) -> tuple[list[str], dict[str, Any] | None]:
+    """`--KIND NAME --KIND.OPTION VALUE` as one mapping, and the arguments without them."""
+    rest, found = _plug_ins(arguments, kind)
     if len(found) > 1:
-        raise ValueError(f"{len(found)} regularizers; give one.")
+        raise ValueError(f"--{kind} was given {len(found)} times; give one.")
     return rest, found[0] if found else None
 
 
-def _regularizers(arguments: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Every `--regularizer NAME` with the `--regularizer.OPTION VALUE`s that follow it, and the other arguments."""
+def _plug_ins(arguments: Sequence[str], kind: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Every `--KIND NAME` with the `--KIND.OPTION VALUE`s that follow it, and the other arguments."""
     rest: list[str] = []
     found: list[dict[str, Any]] = []
     pending = iter(arguments)
     for argument in pending:
         key, equals, value = argument.partition("=")
-        if key != "--regularizer" and not key.startswith("--regularizer."):
+        if key != f"--{kind}" and not key.startswith(f"--{kind}."):
             rest.append(argument)
             continue
         value = value if equals else next(pending, "")
         if not value:
             raise ValueError(f"{key} without a value.")
-        if key == "--regularizer":
+        if key == f"--{kind}":
             found.append({"name": value})
         elif not found:
-            raise ValueError(f"{key} before --regularizer NAME, which says whose option it is.")
+            raise ValueError(f"{key} before --{kind} NAME, which says whose option it is.")
         else:
             # A float where YAML 1.1 sees text: 1e-4.
             number = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
