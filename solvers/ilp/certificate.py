@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argprune.solvers.ilp.problem import Selection, as_tensors, chunks, refuse_nan
+from argprune.solvers.ilp.problem import Selection, chunks, matched, refuse_nan
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Certificate:
         every tensor; least, most: against the best one within these bounds. One pass where the mask is optimal, else
         the optimum is computed first. Raises ValueError for NaN, shapes that differ and counts out of the bounds.
         """
-        tensors, kept = _matched(costs, masks)
+        tensors, kept = matched("Certificate", costs, masks)
         refuse_nan(tensors)
         counts = [int(mask.count_nonzero()) for mask in kept]
         problem = Selection(tensors, keep=counts if per_tensor else sum(counts), least=least, most=most)
@@ -92,7 +92,7 @@ class Certificate:
         One pass, in chunks, accumulated in float64; nothing is concatenated. Never NaN: equal infinities differ by 0.
         Raises ValueError if the mask does not hold exactly the stated counts, if shapes differ, and for NaN.
         """
-        tensors, kept = _matched(costs, masks)
+        tensors, kept = matched("Certificate", costs, masks)
         if len(tensors) != len(self.thresholds):
             raise ValueError(f"Certificate: of {len(self.thresholds)} tensors; {len(tensors)} were given.")
         refuse_nan(tensors)
@@ -152,22 +152,6 @@ def of_one_count(
 
 def _with_gap(certificate: Certificate, gap: float) -> Certificate:
     return Certificate(**{**certificate.__dict__, "gap": gap})
-
-
-def _matched(
-    costs: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor]
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    tensors = as_tensors(costs)
-    kept = (masks,) if isinstance(masks, Tensor) else tuple(masks)
-    if len(kept) != len(tensors):
-        raise ValueError(f"Certificate: {len(kept)} masks for {len(tensors)} tensors of costs; give one each.")
-    for mask, cost in zip(kept, tensors, strict=True):
-        if mask.dtype != torch.bool or mask.shape != cost.shape:
-            raise ValueError(
-                f"Certificate: a {mask.dtype} mask of shape {tuple(mask.shape)} for costs of shape "
-                f"{tuple(cost.shape)}; give torch.bool of the same shape."
-            )
-    return tensors, kept
 
 
 def _check_counts(counts: Sequence[int], keep: int, least: Sequence[int], most: Sequence[int]) -> None:

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from argprune.solvers.ilp import digits
+from argprune.solvers.ilp.bracket import bracket, evenly, stride_of
+
 # Up to this many entries are selected from directly; the bracket for more is read off a sample of the second size.
 _DIRECT = 1 << 20
 _SAMPLE = 1 << 12
@@ -57,15 +60,18 @@ def kth_largest(scores: Sequence[Tensor], k: int) -> Tensor:
     scores: floating tensors of any shapes on one device and of one dtype; 1 <= k <= total number of entries.
     """
     total = sum(score.numel() for score in scores)
+    rank = total - k + 1
     if total <= _DIRECT:
-        return _kth_smallest(_flat(scores), total - k + 1)
-    low, high = _bracket(scores, k, total)
-    count_above = sum(int((score > high).sum()) for score in scores)
-    inside = torch.cat([score[(score >= low) & (score <= high)] for score in scores])
-    if not count_above < k <= count_above + len(inside):
+        return _kth_smallest(_flat(scores), rank)
+    flat = [score.detach().reshape(-1) for score in scores]
+    low, high = bracket(evenly(flat, stride_of(total, _SAMPLE)), rank, total)
+    below = sum(int((score < low).sum()) for score in flat)
+    inside = torch.cat([score[(score >= low) & (score <= high)] for score in flat])
+    if not below < rank <= below + len(inside):
         # The sample missed: rare, and the answer must be exact all the same.
-        inside, count_above = _flat(scores), 0
-    return _kth_smallest(inside, len(inside) - (k - count_above) + 1)
+        found = digits.narrow(lambda prefix: digits.count(flat, prefix), flat[0].dtype, rank)
+        return flat[0].new_tensor(found.low)
+    return _kth_smallest(inside, rank - below)
 
 
 def _flat(scores: Sequence[Tensor]) -> Tensor:
@@ -82,16 +88,3 @@ def _kth_smallest(flat: Tensor, k: int) -> Tensor:
 def _has_nan(score: Tensor) -> bool:
     # A sum without NaN had no NaN in it, and costs a tenth of a look at every entry.
     return bool(score.sum().isnan()) and bool(score.isnan().any())
-
-
-def _bracket(scores: Sequence[Tensor], k: int, total: int) -> tuple[Tensor, Tensor]:
-    """An interval that holds the k-th largest entry with overwhelming probability, from an evenly spaced sample."""
-    stride = max(1, total // _SAMPLE)
-    sample = torch.cat([score.flatten()[::stride] for score in scores]).sort(descending=True).values
-    position = k / total * len(sample)
-    # Six standard deviations of a binomial count, plus what the stride's rounding per tensor can shift.
-    slack = 6 * (position * (1 - k / total)) ** 0.5 + len(scores) + 1
-    first, last = int(position - slack), int(position + slack)
-    low = sample[last] if last < len(sample) else sample.new_tensor(-torch.inf)
-    high = sample[first] if first >= 0 else sample.new_tensor(torch.inf)
-    return low, high

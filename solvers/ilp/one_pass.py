@@ -8,22 +8,31 @@ NumPy's comparisons write their flags several times as fast as torch's, and thre
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from argprune.solvers.ilp.bracket import bracket, evenly, stride_of, wide
+from argprune.solvers.ilp.problem import refuse_nan
+
+T = TypeVar("T")
+R = TypeVar("R")
+
 # Fewer entries are selected from directly: the sample and the threads would cost more than they save.
 LEAST = 1 << 17
-# Entries a piece, and of the sample.
+# Entries a piece, and of the sample at most.
 _PIECE = 1 << 17
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 17
 # More than this share of all entries inside the bracket: many are equal, and positions would take too much memory.
 _CROWD = 1 / 16
+# One part in so many, or more, below the bracket: a sum with all others in it loses as little of its precision.
+_LEVER = 256
 
 
 @dataclass(frozen=True)
@@ -44,102 +53,202 @@ class Chosen:
 def choose(costs: Sequence[Tensor], keep: int) -> Chosen | None:
     """The `keep` smallest costs, ties by position; None where the sample misleads or many entries are equal.
 
-    costs: tensors on the CPU, as for `Selection`, no NaN (not checked); 0 < keep < total number of entries.
-    Extra memory: a strided tensor is copied, all others only where they lie inside the bracket.
+    costs: tensors on the CPU, as for `Selection`; 0 < keep < total number of entries. Extra memory: a strided tensor
+    is copied, all others only where they lie inside the bracket. Raises ValueError for NaN, but None may come first.
     """
     flat = [cost.reshape(-1) for cost in costs]
-    sizes = [len(part) for part in flat]
-    low, high = _bracket(flat, keep, sum(sizes))
-    flags = [np.empty(size, dtype=bool) for size in sizes]
-    pieces = [
-        (part[start : start + _PIECE], out[start : start + _PIECE])
-        for part, out in zip(flat, flags, strict=True)
-        for start in range(0, len(part), _PIECE)
-    ]
-    threads = max(1, min(torch.get_num_threads(), len(pieces)))
-    # Neighbouring pieces to one thread, and several shares a thread, so that none waits long for another.
-    share = max(1, len(pieces) // (4 * threads))
-    shares = [pieces[start : start + share] for start in range(0, len(pieces), share)]
-    most = int(_CROWD * sum(sizes)) + 1
-    with ThreadPoolExecutor(threads) as pool:
-        passes = list(pool.map(lambda part: _look(part, low, high, most), shares))
-    if any(one is None for one in passes):
+    total = sum(len(part) for part in flat)
+    low, high = bracket(evenly(flat, stride_of(total, sample_size(total))), keep, total)
+    seen = look(flat, low, high, int(_CROWD * total) + 1)
+    if seen is None:
         return None
-    looks = [look for one in passes if one is not None for look in one]
-    values = np.concatenate([look.values for look in looks])
-    rank = keep - sum(look.below for look in looks)
-    if not 0 < rank <= len(values) or len(values) > most:
+    if seen.nan:
+        refuse_nan(costs)
+    rank = keep - seen.below
+    if not 0 < rank <= len(seen.values):
         return None
-    threshold = np.partition(values, rank - 1)[rank - 1]
-    kept = values <= threshold
-    equal = np.flatnonzero(values == threshold)
-    # Looks are in order of position: the last of the ties go.
-    kept[equal[len(equal) - (int(np.count_nonzero(kept)) - rank) :]] = False
-    start = 0
-    for look, (_, out) in zip(looks, pieces, strict=True):
-        out[look.positions] = kept[start : start + len(look.positions)]
-        start += len(look.positions)
-    with np.errstate(invalid="ignore", over="ignore"):
-        objective = sum(look.total for look in looks) + float(values[kept].sum(dtype=np.float64))
+    settled = settle(seen.values, rank)
     return Chosen(
-        masks=[torch.from_numpy(out).view(cost.shape) for out, cost in zip(flags, costs, strict=True)],
-        objective=objective,
-        largest_kept=float(threshold),
-        smallest_pruned=float(values[~kept].min()) if rank < len(values) else None,
-        ties=len(equal),
+        masks=seen.masks(costs, settled.threshold, settled.ties_kept),
+        objective=seen.total + settled.total,
+        largest_kept=settled.threshold,
+        smallest_pruned=settled.smallest_pruned,
+        ties=settled.ties,
     )
+
+
+def sample_size(total: int) -> int:
+    """Of how many entries a bracket pays best: a larger sample takes longer, and leaves fewer entries inside."""
+    return min(_SAMPLE, max(_SAMPLE // 4, total // 128, 1))
 
 
 @dataclass(frozen=True)
-class _Look:
-    """Of a piece: how many lie below the bracket, their sum, and positions and values of those inside."""
+class Settled:
+    """The `rank` smallest of some values: the largest of them, how many of its ties are among them, and their sum."""
 
-    below: int
+    threshold: float
+    ties: int
+    ties_kept: int
     total: float
-    positions: Any
-    values: Any
+    smallest_pruned: float | None
 
 
-def _bracket(flat: Sequence[Tensor], keep: int, total: int) -> tuple[float, float]:
-    """An interval that holds the keep-th smallest cost with overwhelming probability, from an evenly spaced sample."""
-    stride = max(1, total // _SAMPLE)
-    sample = np.sort(torch.cat([part[::stride] for part in flat]).to(_wide(flat[0])).numpy())
-    position = keep / total * len(sample)
-    # Six standard deviations of a binomial count, plus what the stride's rounding per tensor can shift.
-    slack = 6 * math.sqrt(position * (1 - keep / total)) + len(flat) + 1
-    first, last = int(position - slack), int(position + slack)
-    return (
-        float(sample[first]) if first >= 0 else -math.inf,
-        float(sample[last]) if last < len(sample) else math.inf,
+def settle(values: Any, rank: int) -> Settled:
+    """Select among the values inside a bracket. values: a NumPy array without NaN; 1 <= rank <= len(values)."""
+    ordered = np.partition(values, rank - 1)
+    threshold = ordered[rank - 1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = float(ordered[:rank].sum(dtype=np.float64))
+    return Settled(
+        threshold=float(threshold),
+        ties=int(np.count_nonzero(ordered == threshold)),
+        ties_kept=int(np.count_nonzero(ordered[:rank] == threshold)),
+        total=total,
+        smallest_pruned=float(ordered[rank:].min()) if rank < len(values) else None,
     )
 
 
-def _look(pieces: Sequence[tuple[Tensor, Any]], low: float, high: float, most: int) -> list[_Look] | None:
+def smallest_of(values: Any, threshold: float, ties: int) -> Any:
+    """Flags of the values below the threshold and of the first `ties` of those equal to it."""
+    kept = values <= threshold
+    kept[np.flatnonzero(values == threshold)[ties:]] = False
+    return kept
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a pass over flat tensors saw.
+
+    below: how many entries lie below the bracket; total: their sum in float64. values: of the entries inside, in order
+    of position. nan: whether any entry is NaN; nothing else means anything then.
+    """
+
+    below: int
+    total: float
+    values: Any
+    nan: bool
+    _flags: list[Any]
+    _shares: list[_Share]
+
+    def masks(self, costs: Sequence[Tensor], threshold: float, ties: int) -> list[Tensor]:
+        """Masks of the entries below the threshold, which is inside, and of the first `ties` equal to it; call once."""
+        kept = smallest_of(self.values, threshold, ties)
+        ends = list(accumulate(sum(map(len, share.values)) for share in self._shares))
+        parts = [kept[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        _spread(lambda pair: pair[0].flag(pair[1]), list(zip(self._shares, parts, strict=True)))
+        return [torch.from_numpy(flags).view(cost.shape) for flags, cost in zip(self._flags, costs, strict=True)]
+
+
+def look(flat: Sequence[Tensor], low: float, high: float, most: int) -> Looks | None:
+    """Pass over flat tensors on the CPU; None where more than `most` entries lie inside the bracket."""
+    every_flag = [np.empty(len(part), dtype=bool) for part in flat]
+    # NumPy's slices take a fifth of the time of torch's; float16 and bfloat16 wait to be converted a piece at a time.
+    parts = [part.numpy() if part.dtype == wide(part.dtype) else part for part in flat]
+    pieces = [
+        (part[start : start + _PIECE], flags[start : start + _PIECE])
+        for part, flags in zip(parts, every_flag, strict=True)
+        for start in range(0, len(part), _PIECE)
+    ]
+    # Neighbouring pieces to one thread, and several shares a thread, so that none waits long for another.
+    number = max(1, len(pieces) // (4 * torch.get_num_threads()))
+    shares = [pieces[start : start + number] for start in range(0, len(pieces), number)]
+    passes = _spread(lambda share: _look(share, low, high, most), shares)
+    looks = [one for one in passes if one is not None]
+    if len(looks) < len(passes) or sum(len(values) for one in looks for values in one.values) > most:
+        return None
+    values = [values for one in looks for values in one.values]
+    return Looks(
+        below=sum(one.below for one in looks),
+        total=sum(one.total for one in looks),
+        values=np.concatenate(values) if values else np.empty(0, np.float32),
+        nan=any(one.nan for one in looks),
+        _flags=every_flag,
+        _shares=looks,
+    )
+
+
+@dataclass
+class _Share:
+    """What one thread has seen of its pieces; values, and pairs of flags and positions in them, of each piece."""
+
+    below: int
+    total: float
+    nan: bool
+    values: list[Any]
+    inside: list[tuple[Any, Any]]
+
+    def flag(self, kept: Any) -> None:
+        start = 0
+        for flags, positions in self.inside:
+            flags[positions] = kept[start : start + len(positions)]
+            start += len(positions)
+
+
+def _spread(function: Callable[[T], R], shares: Sequence[T]) -> list[R]:
+    """The function of each share, on as many threads as torch has: NumPy lets go of the interpreter in its loops."""
+
+    def quietly(share: T) -> R:
+        # Sums of infinities, and beyond float64's range, are no mistake; threads do not inherit what is set outside.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return function(share)
+
+    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(shares)))) as pool:
+        return list(pool.map(quietly, shares))
+
+
+def _look(pieces: Sequence[tuple[Any, Any]], low: float, high: float, most: int) -> _Share | None:
     """Look at pieces, flag in place what lies below the bracket; None where too much lies inside."""
-    result = []
-    for piece, out in pieces:
+    share = _Share(0, 0.0, False, [], [])
+    # Reused by all pieces: fresh memory costs more than the work on it.
+    between = np.empty(_PIECE, dtype=bool)
+    adder = _Adder(low, np.float64 if pieces[0][0].dtype == np.float64 else np.float32)
+    for piece, flags in pieces:
         # bfloat16 and float16, which NumPy is slow at or lacks, in float32: the order is the same.
-        values = piece.to(_wide(piece)).numpy()
-        np.less(values, low, out=out)
-        inside = np.less_equal(values, high)
-        np.not_equal(inside, out, out=inside)
-        positions = np.flatnonzero(inside)
-        below = int(np.count_nonzero(out))
-        result.append(_Look(below, _sum_of(values, out) if below else 0.0, positions, values[positions]))
+        values = piece.float().numpy() if isinstance(piece, Tensor) else piece
+        np.less(values, low, out=flags)
+        inside = np.less_equal(values, high, out=between[: len(values)])
+        np.not_equal(inside, flags, out=inside)
+        positions = inside.nonzero()[0]
+        below = int(np.count_nonzero(flags))
+        share.below += below
+        total, nan = adder(values, flags, below)
+        share.total += total
+        share.nan |= nan
+        share.values.append(values[positions])
+        share.inside.append((flags, positions))
         most -= len(positions)
         if most < 0:
             return None
-    return result
+    return share
 
 
-def _sum_of(values: Any, flags: Any) -> float:
-    """Sum of flagged values in float64. A mask of bits leaves zeros elsewhere, for infinities too."""
-    integer = np.int32 if values.dtype == np.float32 else np.int64
-    bits = np.negative(flags.view(np.int8)).astype(integer)
-    np.bitwise_and(bits, values.view(integer), out=bits)
-    with np.errstate(over="ignore"):
-        return float(bits.view(values.dtype).sum(dtype=np.float64))
+class _Adder:
+    """The sum in float64 of what lies below the bracket in a piece, and whether any of the piece is NaN."""
+
+    def __init__(self, low: float, dtype: type[np.floating[Any]]) -> None:
+        self._low = low
+        # An array: NumPy's minimum of an array and a number is several times as slow.
+        self._lows = np.full(_PIECE, low, dtype)
+        self._work = np.empty(_PIECE, dtype)
+
+    def __call__(self, values: Any, flags: Any, below: int) -> tuple[float, bool]:
+        size = len(values)
+        work = self._work[:size]
+        if self._low <= 0 and _LEVER * below >= size:
+            # With all others at `low`, which is at most 0, no more cancels than `_LEVER` allows; and a NaN stays one.
+            total = _sum(np.minimum(values, self._lows[:size], out=work))
+            return (0.0, True) if math.isnan(total) else (total - self._low * (size - below), False)
+        nan = bool(np.isnan(values.max()))
+        if not below:
+            return 0.0, nan
+        # A mask of bits leaves zeros elsewhere, for infinities too.
+        integer = np.int32 if work.dtype == np.float32 else np.int64
+        bits = work.view(integer)
+        np.copyto(bits, np.negative(flags.view(np.int8)))
+        np.bitwise_and(bits, values.view(integer), out=bits)
+        return _sum(work), nan
 
 
-def _wide(cost: Tensor) -> torch.dtype:
-    return torch.float64 if cost.dtype == torch.float64 else torch.float32
+def _sum(values: Any) -> float:
+    # Adds up float32 in float64 in less time than `sum`, but one by one, which is not enough for float64 itself.
+    return float(np.einsum("i->", values, dtype=np.float64) if values.dtype == np.float32 else values.sum())

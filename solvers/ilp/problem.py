@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from argprune.solvers.groups import Groups
+from argprune.solvers.ilp.budgets import Budgets, Knapsack, as_knapsacks
 
 if TYPE_CHECKING:
     from argprune.solvers.ilp.certificate import Certificate
@@ -24,7 +25,7 @@ _CHUNK, _DEVICE_CHUNK = 1 << 18, 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Minimise the sum of kept costs subject to exact counts: which entries of one or many tensors to keep.
+    """Minimise the sum of kept costs subject to exact counts or budgets: which entries of one or many tensors to keep.
 
     costs: one tensor or a sequence of tensors of any shapes, of one dtype (float64, float32, bfloat16, float16) and on
     one device; never concatenated. The smaller, the rather kept; -inf before and +inf after all numbers.
@@ -32,26 +33,39 @@ class Selection:
     for every group or a sequence of one int a group, the groups of all tensors in order.
     groups: how each tensor splits into groups, as `Blocks(1, m)` for N:M sparsity along the rows.
     least, most: with an int `keep` and no groups, bounds on each tensor's count, one int a tensor; either may be left
-    out. Raises ValueError for anything else and for counts that no mask meets; NaN is found when solving.
-    Source: dossier paper-pins-sparsebert, sections 4 and 5.
+    out.
+    budgets: (weights, limit) for each named budget: the weights of what is kept sum to at most the limit, up to 1e-12
+    of it. Weights: a number for every entry of every tensor, or a sequence of one number or one tensor like its costs
+    a tensor. Then `keep` may be None, or an int; and `groups` are kept together: a group costs the sum of its entries,
+    weights are of groups, in tensors of shape (groups,), and `keep` counts groups.
+    Raises ValueError for anything else and for counts that no mask meets; NaN is found when solving.
+    Source: dossier paper-pins-sparsebert, sections 4 to 6.
 
     >>> Selection([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], keep=2).total
     3
+    >>> Selection([torch.ones(4), torch.ones(2)], budgets={"flops": ([10.0, 30.0], 60.0)}).knapsacks[0].weights
+    (10.0, 30.0)
     """
 
     costs: Tensor | Sequence[Tensor]
-    keep: int | Sequence[int]
+    keep: int | Sequence[int] | None = None
     groups: Groups | None = None
     least: Sequence[int] | None = None
     most: Sequence[int] | None = None
+    budgets: Budgets | None = None
     tensors: tuple[Tensor, ...] = field(init=False, repr=False)
     total: int = field(init=False)
+    knapsacks: tuple[Knapsack, ...] = field(init=False, repr=False, default=())
 
     def __post_init__(self) -> None:
         tensors = as_tensors(self.costs)
         object.__setattr__(self, "tensors", tensors)
         object.__setattr__(self, "total", sum(cost.numel() for cost in tensors))
-        if self.groups is not None:
+        if self.budgets is not None:
+            self._check_budgets(self.budgets)
+        elif self.keep is None:
+            raise ValueError("Selection: neither keep nor budgets; give at least one of them.")
+        elif self.groups is not None:
             if self.least is not None or self.most is not None:
                 raise ValueError("Selection: least and most bound the tensors' counts; give them without groups.")
             self.group_counts()
@@ -60,10 +74,9 @@ class Selection:
 
     def group_counts(self) -> list[Tensor]:
         """With groups: how many to keep of each group, an int64 tensor a tensor of costs."""
-        if self.groups is None:
-            raise ValueError("Selection: group_counts of a problem without groups; give groups.")
-        # Meta tensors have the shapes and no data: even a split that has to copy costs nothing.
-        shapes = [self.groups.split(torch.empty(cost.shape, device="meta")).shape for cost in self.tensors]
+        if self.groups is None or self.keep is None:
+            raise ValueError("Selection: group_counts of a problem without counts of groups; give groups and keep.")
+        shapes = self._group_shapes(self.groups)
         number = sum(rows for rows, _ in shapes)
         if isinstance(self.keep, int):
             counts = torch.tensor(_count("keep", self.keep)).expand(number)
@@ -77,14 +90,36 @@ class Selection:
 
     def limits(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         """Without groups: how many to keep in total, and the least and the most of each tensor."""
+        if self.keep is None:
+            raise ValueError("Selection: limits of a problem without counts; give keep.")
         sizes = tuple(cost.numel() for cost in self.tensors)
         if not isinstance(self.keep, int):
             counts = tuple(self.keep)
             return sum(counts), counts, counts
         return self.keep, tuple(self.least or (0,) * len(sizes)), tuple(self.most or sizes)
 
+    def _group_shapes(self, groups: Groups) -> list[torch.Size]:
+        # Meta tensors have the shapes and no data: even a split that has to copy costs nothing.
+        return [groups.split(torch.empty(cost.shape, device="meta")).shape for cost in self.tensors]
+
+    def _check_budgets(self, budgets: Budgets) -> None:
+        if self.least is not None or self.most is not None:
+            raise ValueError(
+                "Selection: least and most beside budgets; a most is a budget of weight 1 in its tensor, 0 elsewhere."
+            )
+        if self.groups is None:
+            numbers = [cost.numel() for cost in self.tensors]
+        else:
+            numbers = [shape[0] for shape in self._group_shapes(self.groups)]
+        kind = "entries" if self.groups is None else "groups"
+        if self.keep is not None and _count("keep", self.keep) > sum(numbers):
+            raise ValueError(f"Selection: keep {self.keep} of {sum(numbers)} {kind}; need 0 <= keep <= {sum(numbers)}.")
+        knapsacks = as_knapsacks(budgets, numbers, self.tensors, self.groups is not None)
+        object.__setattr__(self, "knapsacks", knapsacks)
+
     def _check_counts(self) -> None:
         sizes = [cost.numel() for cost in self.tensors]
+        assert self.keep is not None
         if not isinstance(self.keep, int):
             if self.least is not None or self.most is not None:
                 raise ValueError("Selection: a keep for each tensor leaves nothing to bound; leave out least and most.")
@@ -128,7 +163,8 @@ class Solution:
     gap: float
     status: Status
     seconds: float
-    certificate: Certificate | None = None
+    # The problem decides which kind, and callers know their problem: no type says that better than Any.
+    certificate: Certificate | Any | None = None
 
 
 def as_tensors(costs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -148,12 +184,36 @@ def as_tensors(costs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(cost.detach() for cost in tensors)
 
 
+def matched(
+    owner: str, costs: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Costs and masks as tuples. Raises ValueError, in the owner's name, unless these are bool and of one shape."""
+    tensors = as_tensors(costs)
+    kept = (masks,) if isinstance(masks, Tensor) else tuple(masks)
+    if len(kept) != len(tensors):
+        raise ValueError(f"{owner}: {len(kept)} masks for {len(tensors)} tensors of costs; give one each.")
+    for mask, cost in zip(kept, tensors, strict=True):
+        if mask.dtype != torch.bool or mask.shape != cost.shape:
+            raise ValueError(
+                f"{owner}: a {mask.dtype} mask of shape {tuple(mask.shape)} for costs of shape "
+                f"{tuple(cost.shape)}; give torch.bool of the same shape."
+            )
+    return tensors, kept
+
+
 def refuse_nan(tensors: Sequence[Tensor]) -> None:
     """Raise ValueError if a cost is NaN."""
     for index, cost in enumerate(tensors):
         # A sum without NaN had no NaN in it, and costs a tenth of a look at every entry.
         if bool(cost.sum().isnan()) and bool(cost.isnan().any()):
             raise ValueError(f"costs of tensor {index} contain NaN; every entry needs a cost that can be ordered.")
+
+
+def refuse_infinite(tensors: Sequence[Tensor]) -> None:
+    """Raise ValueError if a cost is infinite; there must be no NaN."""
+    for index, cost in enumerate(tensors):
+        if not bool(cost.sum().isfinite()) and bool(cost.isinf().any()):
+            raise ValueError(f"costs of tensor {index} contain an infinity; where costs trade off, give finite ones.")
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from argprune.solvers.ilp.exact import Program, near_one, program, times_power
+from argprune.solvers.ilp.items import Items
+from argprune.solvers.ilp.lagrangian import Prices, priced_solution
 from argprune.solvers.ilp.problem import Selection, Solution, objective_of
 from argprune.solvers.ilp.solve import optimal_masks
 from argprune.solvers.prox.base import load_cvxpy
@@ -22,6 +24,8 @@ def solve_relaxed(problem: Selection, solver: Literal["highs", "cvxpy"] = "highs
     """Solve the relaxation 0 <= z <= 1 and round it to a mask that meets the counts.
 
     The rows of counts are laminar, hence totally unimodular: the relaxation's value is that of the integer program.
+    With budgets, they are not: the gap may stay above 0. The relaxation's dual solution is their prices, and the mask
+    is the one that these lead to, as for `solve_lagrangian`.
     solver: "highs" (scipy) finds a vertex, a mask; "cvxpy" (Clarabel, an interior point method) may end between several
     optimal ones. The mask is the best one for z itself. bound: the value of the solver's dual solution, which bounds
     whatever its tolerances; status "optimal" where the mask meets it to 1e-8 of the sum of magnitudes, else "feasible".
@@ -33,8 +37,13 @@ def solve_relaxed(problem: Selection, solver: Literal["highs", "cvxpy"] = "highs
         raise ValueError(f"relaxed: solver {solver!r}; give one of {', '.join(solvers)}.")
     start = time.perf_counter()
     numbers = program(problem)
+    if numbers.items is not None:
+        return _priced(numbers, numbers.items, solvers[solver], start)
     costs, exponent = near_one(numbers.costs)
-    z, duals = solvers[solver](numbers, costs) if len(costs) else (np.zeros(0), np.zeros(len(numbers.rows)))
+    empty = np.zeros(0), np.zeros(len(numbers.rows))
+    found = solvers[solver](numbers, costs) if len(costs) else empty
+    assert found is not None
+    z, duals = found
     bound = float(times_power(_dual_value(numbers, costs, duals), -exponent))
     sizes = [cost.numel() for cost in problem.tensors]
     parts = torch.split(torch.from_numpy(-np.asarray(z, dtype=np.float64)), sizes)
@@ -51,6 +60,18 @@ def solve_relaxed(problem: Selection, solver: Literal["highs", "cvxpy"] = "highs
     return Solution(masks, objective, objective - gap, gap, "optimal" if met else "feasible", seconds)
 
 
+def _priced(numbers: Program, items: Items, solver: Any, start: float) -> Solution:
+    """With budgets: prices, bound and mask from the relaxation's dual solution."""
+    costs, exponent = near_one(numbers.costs)
+    found = solver(numbers, costs) if len(costs) else (np.zeros(0), np.zeros(len(numbers.rows) + len(items.limits)))
+    if found is None:
+        return Solution([], math.inf, math.inf, math.inf, "infeasible", time.perf_counter() - start)
+    duals = times_power(found[1], -exponent)
+    prices = np.maximum(-duals[len(numbers.rows) :] / numbers.scale(), 0.0)
+    nu = float(duals[0]) if numbers.rows else 0.0
+    return priced_solution(numbers.problem, items, Prices(prices, nu, items.bound(prices, nu)), start, _TOLERANCE)
+
+
 def _dual_value(numbers: Program, costs: Any, duals: Any) -> float:
     """The bound that multipliers of the rows give: each entry takes the better of z = 0 and z = 1 at its price."""
     matrix, low, high = numbers.matrix()
@@ -58,26 +79,39 @@ def _dual_value(numbers: Program, costs: Any, duals: Any) -> float:
     return math.fsum([*np.minimum(prices, 0.0), *np.where(duals > 0, duals * low, duals * high)])
 
 
-def _highs(numbers: Program, costs: Any) -> tuple[Any, Any]:
+def _highs(numbers: Program, costs: Any) -> tuple[Any, Any] | None:
     from scipy import sparse
     from scipy.optimize import linprog
 
     matrix, low, high = numbers.matrix()
-    bounds = {"bounds": (0, 1), "method": "highs-ds"}
-    solved = linprog(costs, sparse.vstack([matrix, -matrix]).tocsr(), np.concatenate([high, -low]), **bounds)
+    limited = np.isfinite(low)
+    # Of budgets, presolving compares all pairs of columns, which takes longer than to solve.
+    options = {"bounds": (0, 1), "method": "highs-ds", "options": {"presolve": numbers.items is None}}
+    rows = sparse.vstack([matrix, -matrix[limited]]).tocsr()
+    solved = linprog(costs, rows, np.concatenate([high, -low[limited]]), **options)
+    if solved.status == 2:
+        return None
     if solved.x is None:
         raise RuntimeError(f"HiGHS did not solve the linear program: {solved.message}")
-    upper, lower = np.split(solved.ineqlin.marginals, 2)
-    return solved.x, upper - lower
+    duals = solved.ineqlin.marginals[: len(high)]
+    duals[limited] -= solved.ineqlin.marginals[len(high) :]
+    return solved.x, duals
 
 
-def _cvxpy(numbers: Program, costs: Any) -> tuple[Any, Any]:
+def _cvxpy(numbers: Program, costs: Any) -> tuple[Any, Any] | None:
     cvxpy = load_cvxpy()
     z = cvxpy.Variable(len(costs))
     matrix, low, high = numbers.matrix()
-    at_least, at_most = matrix @ z >= low, matrix @ z <= high
-    solved = cvxpy.Problem(cvxpy.Minimize(costs @ z), [z >= 0, z <= 1, at_least, at_most])
+    limited = np.isfinite(low)
+    at_most = matrix @ z <= high
+    at_least = [matrix[limited] @ z >= low[limited]] if limited.any() else []
+    solved = cvxpy.Problem(cvxpy.Minimize(costs @ z), [z >= 0, z <= 1, at_most, *at_least])
     solved.solve(solver=cvxpy.CLARABEL)
+    if solved.status == cvxpy.INFEASIBLE:
+        return None
     if z.value is None:
         raise RuntimeError(f"Clarabel did not solve the linear program: {solved.status}")
-    return z.value, at_least.dual_value - at_most.dual_value
+    duals = -at_most.dual_value
+    for constraint in at_least:
+        duals[limited] += constraint.dual_value
+    return z.value, duals

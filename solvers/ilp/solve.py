@@ -13,9 +13,10 @@ from torch import Tensor
 from argprune.solvers.ilp import one_pass
 from argprune.solvers.ilp.certificate import Certificate, of_one_count
 from argprune.solvers.ilp.closed_form import kth_largest
-from argprune.solvers.ilp.problem import Selection, Solution, objective_of, refuse_nan
+from argprune.solvers.ilp.group_certificate import GroupCertificate
+from argprune.solvers.ilp.problem import Selection, Solution, objective_of, refuse_infinite, refuse_nan
 
-How = Literal["closed-form", "exact", "relaxed"]
+How = Literal["closed-form", "exact", "relaxed", "lagrangian", "dynamic"]
 
 # Entries of groups that are sorted at a time, which bounds the memory that their int64 order takes.
 _BATCH = 1 << 20
@@ -24,12 +25,15 @@ _BATCH = 1 << 20
 def solve(problem: Selection, how: How = "closed-form", **options: Any) -> Solution:
     """Solve a selection program; see `Solution` for what is proved.
 
-    how: "closed-form" is exact for every `Selection` and takes a few passes over the costs, on their device. Ties go
-    to the smaller position: earlier tensor, then smaller flat index; -0.0 equals 0.0. Option: certify (default True),
-    whether to make the certificate, which takes up to two passes more; there is none for groups.
+    how: "closed-form" is exact for every `Selection` without budgets and takes a few passes over the costs, on their
+    device. Ties go to the smaller position: earlier tensor, then smaller flat index; -0.0 equals 0.0. Option: certify
+    (default True), whether to make the certificate, which takes up to two passes more.
     "exact" is a solver of integer programs, for comparison; options: see `solve_exact`. "relaxed" is the linear
     program; options: see `solve_relaxed`. Both copy the costs to float64 on the CPU.
-    Raises ValueError for NaN, an unknown `how` or an unknown option.
+    "lagrangian" is for budgets, however many the entries: their prices, the linear program's bound, and a mask close to
+    it; options: see `solve_lagrangian`. "dynamic" is for tables of levels, which are no `Selection`: `choose_levels`.
+    Raises ValueError for NaN, with budgets for infinite costs, for an unknown `how` or one that does not suit the
+    problem, and for an unknown option.
 
     >>> solve(Selection([torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0])], keep=2)).masks
     [tensor([False,  True]), tensor([ True, False])]
@@ -38,21 +42,39 @@ def solve(problem: Selection, how: How = "closed-form", **options: Any) -> Solut
         "closed-form": ("certify",),
         "exact": ("solver", "time_limit", "workers"),
         "relaxed": ("solver",),
+        "lagrangian": ("tol", "num_steps"),
     }
+    if how == "dynamic":
+        raise ValueError(
+            "solve: dynamic is for tables of levels, each with a cost and a latency, which a Selection cannot state. "
+            "Give them to choose_levels."
+        )
     if how not in takes:
         raise ValueError(f"solve: how {how!r}; give one of {', '.join(takes)}.")
+    if problem.knapsacks and how == "closed-form":
+        raise ValueError("solve: closed-form, but there is none for budgets; give exact, relaxed or lagrangian.")
+    if not problem.knapsacks and how == "lagrangian":
+        raise ValueError(
+            "solve: lagrangian prices budgets, and the problem has none; give closed-form, which is exact."
+        )
     for name in options:
         if name not in takes[how]:
             raise ValueError(f"solve: {how} has no option {name!r}; it takes {', '.join(takes[how])}.")
     start = time.perf_counter()
-    refuse_nan(problem.tensors)
     if how == "closed-form":
         return _closed_form(problem, start, **options)
-    # Here, not above: these two build on the closed form.
+    refuse_nan(problem.tensors)
+    if problem.knapsacks:
+        refuse_infinite(problem.tensors)
+    # Here, not above: these build on the closed form.
     if how == "exact":
         from argprune.solvers.ilp.exact import solve_exact
 
         return solve_exact(problem, **options)
+    if how == "lagrangian":
+        from argprune.solvers.ilp.lagrangian import solve_lagrangian
+
+        return solve_lagrangian(problem, **options)
     from argprune.solvers.ilp.relaxed import solve_relaxed
 
     return solve_relaxed(problem, **options)
@@ -76,11 +98,15 @@ def smallest(costs: Sequence[Tensor], keep: int) -> list[Tensor]:
     -0.0 stays equal to 0.0. costs: as for `Selection`, no NaN (not checked); 0 <= keep <= n.
     Source: dossier paper-pins-sparsebert, sections 4.1 and 4.4.
     """
+    chosen = _choose(costs, keep)
+    return _up_to_threshold(costs, keep) if chosen is None else chosen.masks
+
+
+def _up_to_threshold(costs: Sequence[Tensor], keep: int) -> list[Tensor]:
+    """`smallest` where one pass does not do: on any device, with a pass for each comparison."""
     total = sum(cost.numel() for cost in costs)
     if keep in (0, total):
         return [torch.full(cost.shape, keep > 0, dtype=torch.bool, device=cost.device) for cost in costs]
-    if (chosen := _choose(costs, keep)) is not None:
-        return chosen.masks
     threshold = kth_largest(costs, total - keep + 1)
     masks = [(cost <= threshold).contiguous() for cost in costs]
     surplus = sum(int(mask.count_nonzero()) for mask in masks) - keep
@@ -158,17 +184,24 @@ def _closed_form(problem: Selection, start: float, certify: bool = True) -> Solu
     bounded = problem.groups is not None or problem.least is not None or problem.most is not None
     one_count = isinstance(problem.keep, int) and not bounded
     chosen = _choose(problem.tensors, problem.limits()[0]) if one_count else None
-    masks = optimal_masks(problem) if chosen is None else chosen.masks
+    if chosen is not None:
+        masks = chosen.masks
+    else:
+        # The one pass finds NaN on its way.
+        refuse_nan(problem.tensors)
+        masks = _up_to_threshold(problem.tensors, problem.limits()[0]) if one_count else optimal_masks(problem)
     if chosen is not None and math.isfinite(chosen.objective):
         objective = chosen.objective
     else:
         objective = objective_of(problem.tensors, masks)
-    certificate = None
-    if certify and chosen is not None and chosen.smallest_pruned is not None:
+    certificate: Certificate | GroupCertificate | None = None
+    if certify and problem.groups is not None:
+        certificate = GroupCertificate.of(problem.tensors, masks, problem.groups)
+    elif certify and chosen is not None and chosen.smallest_pruned is not None:
         sizes = [cost.numel() for cost in problem.tensors]
         keep, edge, above = problem.limits()[0], chosen.largest_kept, chosen.smallest_pruned
         certificate = of_one_count(sizes, keep, edge, above, chosen.ties)
-    elif certify and problem.groups is None:
+    elif certify:
         per_tensor = not isinstance(problem.keep, int)
         certificate = Certificate.of(
             problem.tensors, masks, per_tensor=per_tensor, least=problem.least, most=problem.most

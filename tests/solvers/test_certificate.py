@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from argprune.solvers.ilp import Certificate, Selection, problem, solve
+from argprune.solvers.groups import Blocks, Columns, Groups, Rows, Whole
+from argprune.solvers.ilp import Certificate, GroupCertificate, Selection, group_certificate, problem, solve
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 integers = st.integers(-3, 3).map(float)
@@ -180,3 +181,106 @@ def test_refusals() -> None:
         Certificate.of(costs * 2, [masks[0], ~masks[0]], least=[2, 0])
     with pytest.raises(ValueError, match="entries keep; give gap, keep"):
         Certificate.from_dict({"keep": 1})
+
+
+@st.composite
+def grouped(draw: st.DrawFn, values: st.SearchStrategy[float] = integers) -> tuple[list[Tensor], Groups]:
+    """Two matrices of up to 4 x 4, and groups of two or more of their entries."""
+    partitions: list[Groups] = [Rows(), Columns(), Blocks(1, 2), Blocks(2, 2), Whole()]
+    groups = draw(st.sampled_from(partitions))
+    dtype = draw(st.sampled_from(DTYPES))
+    shapes = draw(st.lists(st.sampled_from([(2, 2), (2, 4), (4, 2)]), min_size=1, max_size=2))
+    entries = [draw(st.lists(values, min_size=h * w, max_size=h * w)) for h, w in shapes]
+    return [torch.tensor(part, dtype=dtype).view(s) for part, s in zip(entries, shapes, strict=True)], groups
+
+
+@given(instance=st.one_of(grouped(), grouped(with_infinities)), data=st.data(), batch=st.sampled_from([1, 6, 1 << 20]))
+@settings(max_examples=200, deadline=None)
+def test_gap_of_groups_is_the_distance_to_the_best_of_each(
+    instance: tuple[list[Tensor], Groups], data: st.DataObject, batch: int
+) -> None:
+    costs, groups = instance
+    flags = st.lists(st.booleans(), min_size=8, max_size=8)
+    masks = [torch.tensor(data.draw(flags)[: cost.numel()]).view(cost.shape) for cost in costs]
+    kept, best, ties, widths = [], [], 0, [math.inf]
+    for cost, mask in zip(costs, masks, strict=True):
+        for row, chosen in zip(groups.split(cost).tolist(), groups.split(mask).tolist(), strict=True):
+            ordered, mine = sorted(row), sorted(c for c, flag in zip(row, chosen, strict=True) if flag)
+            kept.append(mine)
+            best.append(ordered[: len(mine)])
+            ties += row.count(ordered[max(len(mine) - 1, 0)])
+            out = [c for c, flag in zip(row, chosen, strict=True) if not flag]
+            widths += [0.0 if low == high else high - low for low in mine for high in out]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group_certificate, "_BATCH", batch)
+        certificate = GroupCertificate.of(costs, masks, groups)
+        checked = certificate.check(costs, masks)
+    assert certificate.gap == checked
+    assert (checked == 0) == (kept == best)
+    above = [
+        a - b for mine, optimal in zip(kept, best, strict=True) for a, b in zip(mine, optimal, strict=True) if a != b
+    ]
+    if all(math.isfinite(difference) for difference in above):
+        assert checked == sum(above)
+    else:
+        assert checked == math.inf
+    assert certificate.ties == ties
+    assert certificate.margin == (min(widths) / 2 if kept == best else 0)
+    counts = [len(mine) for mine in kept]
+    assert certificate.keep == (counts[0] if len(set(counts)) == 1 else tuple(counts))
+    again = GroupCertificate.from_dict(json.loads(json.dumps(certificate.to_dict(), allow_nan=False)))
+    assert again == certificate
+    assert again.check(costs, masks) == checked
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_solutions_of_groups_carry_their_certificate(dtype: torch.dtype) -> None:
+    costs = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    two_of_four = solve(Selection(costs, 2, Blocks(1, 4)))
+    certificate = two_of_four.certificate
+    assert isinstance(certificate, GroupCertificate)
+    assert (certificate.keep, certificate.gap, certificate.groups) == (2, 0, Blocks(1, 4))
+    assert certificate.check(costs, two_of_four.masks) == 0
+    # The first two of each four, against the best two.
+    first = (torch.arange(64) % 4 < 2).expand(64, 64)
+    above = float(costs[first].double().sum()) - two_of_four.objective
+    assert certificate.check(costs, first) == pytest.approx(above, rel=1e-12)
+    each = solve(Selection(costs, list(range(64)), Rows())).certificate
+    assert isinstance(each, GroupCertificate)
+    assert each.keep == tuple(range(64))
+    assert solve(Selection(costs, 2, Blocks(1, 4)), certify=False).certificate is None
+
+
+class Halves:
+    """Groups of somebody else."""
+
+    def split(self, w: Tensor) -> Tensor:
+        return w.reshape(2, -1)
+
+    def join(self, groups: Tensor, shape: torch.Size) -> Tensor:
+        return groups.reshape(shape)
+
+
+def test_refusals_of_groups() -> None:
+    costs = torch.tensor([[1.0, 2.0], [4.0, 3.0]])
+    mask = torch.tensor([[True, False], [False, True]])
+    certificate = GroupCertificate.of(costs, mask, Rows())
+    with pytest.raises(ValueError, match="keeps 2 of group 1; it must keep 1"):
+        certificate.check(costs, torch.tensor([[True, False], [True, True]]))
+    with pytest.raises(ValueError, match=r"mask of shape \(2,\) for costs of shape \(2, 2\)"):
+        certificate.check(costs, mask[0])
+    with pytest.raises(ValueError, match="tensor 0 contain NaN"):
+        certificate.check(costs * math.nan, mask)
+    uneven = GroupCertificate.of(costs, mask | torch.tensor([[True], [False]]), Rows())
+    with pytest.raises(ValueError, match="of 2 groups; the costs have 1"):
+        uneven.check(costs[:1], torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="of 2 groups; the costs have more"):
+        uneven.check(costs.repeat(2, 1), mask.repeat(2, 1))
+    with pytest.raises(ValueError, match="entries keep; give gap, groups"):
+        GroupCertificate.from_dict({"keep": 1})
+    own = GroupCertificate.of(costs, mask, Halves())
+    with pytest.raises(ValueError, match="groups 'Halves', none of Elements"):
+        GroupCertificate.from_dict(own.to_dict())
+    with pytest.raises(ValueError, match="groups Rows; the certificate is of Halves"):
+        GroupCertificate.from_dict(own.to_dict(), Rows())
+    assert GroupCertificate.from_dict(own.to_dict(), Halves()).check(costs, mask) == 0
