@@ -90,7 +90,8 @@ def _row(run: StudyRun, options: Mapping[str, Any]) -> Row:
     row["steps"] = metrics.get("steps")
     row["seconds_train"] = (metrics.get("seconds") or {}).get("train")
     report = flatten(metrics.get("method_report") or {})
-    return row | {f"report.{name}": value for name, value in report.items()}
+    # A list has no place in one cell; metrics.json holds it.
+    return row | {f"report.{name}": value for name, value in report.items() if not isinstance(value, list)}
 
 
 def _order(row: Row) -> tuple[Any, ...]:

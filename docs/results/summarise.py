@@ -19,6 +19,10 @@ def main() -> None:
     print()
     regularizers()
     print()
+    pins()
+    print()
+    criteria()
+    print()
     operators()
 
 
@@ -47,6 +51,64 @@ def regularizers() -> None:
     print("|---|---|---|---|---|")
     for name, rows in sorted(runs.items(), key=lambda item: -mean(float(r["validation_accuracy"]) for r in item[1])):
         print(f"| {name} | {len(rows)} | {' | '.join(accuracies(rows))} | {against_dense(rows)} |")
+
+
+def pins() -> None:
+    """pins.csv: a row a sparsity, method, options and learning rate, best on validation first."""
+    runs: dict[tuple[float, str, float], list[Row]] = defaultdict(list)
+    for row in finished("pins.csv"):
+        if row["method"] != "dense":
+            runs[float(row["sparsity_target"]), scored(row), float(row["option.learning_rate"])].append(row)
+
+    def order(item: tuple[tuple[float, str, float], list[Row]]) -> tuple[float, float]:
+        return -item[0][0], -mean(float(row["validation_accuracy"]) for row in item[1])
+
+    print("| sparsity | method | learning rate | seeds | validation | test | test against dense |")
+    print("|---|---|---|---|---|---|---|")
+    for (sparsity, method, rate), rows in sorted(runs.items(), key=order):
+        cells = [f"{sparsity:.0%}", method, f"{rate:g}", str(len(rows)), *accuracies(rows), against_dense(rows)]
+        print(f"| {' | '.join(cells)} |")
+
+
+def scored(row: Row) -> str:
+    """The method with what tells its variants apart."""
+    if row["method"] != "pins":
+        return row["method"]
+    criterion = row["option.method.criterion"] or row["option.method.criterion.name"] or "pins"
+    sign = row["option.method.criterion.sign"] or ("displacement" if criterion == "pins" else "")
+    masks = row["option.method.masks"]
+    regularized = row["option.method.self_regularization"] != "none"
+    if criterion == "platon":
+        return "platon, self-regularized"
+    name = " ".join(part for part in ("pins", sign or criterion) if part)
+    return name + (f", {masks} masks" if masks else "") + (", self-regularized" if regularized else "")
+
+
+def criteria() -> None:
+    """criteria.csv: a row a criterion: its true regret in blocks, what it is made of, and what a whole matrix loses."""
+    blocks: dict[str, list[Row]] = defaultdict(list)
+    matrices: dict[str, dict[str, float]] = defaultdict(dict)
+    with (HERE / "criteria.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["kind"] == "criterion":
+                blocks[row["name"]].append(row)
+            elif row["kind"] == "matrix":
+                matrices[row["name"]][row["layer"]] = float(row["loss"])
+    layers = list(dict.fromkeys(layer for losses in matrices.values() for layer in losses))
+    heads = [f"layer {layer.split('.layer.')[-1].split('.')[0]}" for layer in layers]
+    print(f"| criterion | regret in blocks | proved optimal | {' | '.join(heads)} |")
+    print(f"|---|---|---|{'---|' * len(layers)}")
+    for name in sorted(blocks, key=lambda name: mean(matrices[name].values())):
+        shares = [float(row["share"]) for row in blocks[name]]
+        proved = sum(row["certified"] == "True" for row in blocks[name])
+        cells = [name, spread_2(shares), f"{proved} of {len(shares)}"]
+        cells += [f"{matrices[name][layer]:+.4f}" for layer in layers]
+        print(f"| {' | '.join(cells)} |")
+
+
+def spread_2(values: list[float]) -> str:
+    """Mean and standard deviation, two digits."""
+    return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 
 def operators() -> None:
