@@ -2,7 +2,8 @@
 
 Every contender takes the same 72 float32 tensors of costs (85M entries) and makes one mask a tensor that keeps the 10%
 of least cost over all of them. They take turns in one process, so that whatever else the machine does meets them all;
-milliseconds are medians, ratios are medians of the turns' ratios to `torch.cat` + `torch.topk`. Peak memory is measured
+milliseconds are medians, ratios are medians of the turns' ratios to `torch.cat` + `torch.topk`, and in the next columns
+to the fastest peer and to torch's own pruning utility: 0.25 is four times as fast. Peak memory is measured
 in a process of its own for each, on Linux: what it takes above the costs and the masks that it returns, as a share of
 the costs. `exact` says whether exactly as many were kept as asked: a threshold keeps all ties.
 
@@ -31,6 +32,8 @@ LAYER = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
 LAYERS = 12
 DENSITY = 0.1
 REFERENCE = "cat + topk"
+# Of the others, those that a ratio to is given as well.
+BESIDE = ("numpy.partition", "global_unstructured")
 STATUS = Path("/proc/self/status")
 
 
@@ -45,6 +48,7 @@ class Row:
     milliseconds: float
     ratio: float
     ratio_quartiles: tuple[float, float]
+    ratios_beside: dict[str, float]
     extra: float | None
     turns: int
 
@@ -154,8 +158,7 @@ def compare(quick: bool, repetitions: int, threads: int) -> list[Row]:
     rows = []
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name in CONTENDERS:
-            ratios = [own / base for own, base in zip(seconds[name], seconds[REFERENCE], strict=True)]
-            lower, ratio, upper = statistics.quantiles(ratios, n=4)
+            lower, ratio, upper = statistics.quantiles(_ratios(seconds, name, REFERENCE), n=4)
             rows.append(
                 Row(
                     contender=name,
@@ -165,11 +168,16 @@ def compare(quick: bool, repetitions: int, threads: int) -> list[Row]:
                     milliseconds=1e3 * statistics.median(seconds[name]),
                     ratio=ratio,
                     ratio_quartiles=(lower, upper),
+                    ratios_beside={other: statistics.median(_ratios(seconds, name, other)) for other in BESIDE},
                     extra=pool.apply(extra_memory, (name, quick, threads)),
                     turns=repetitions,
                 )
             )
     return rows
+
+
+def _ratios(seconds: dict[str, list[float]], name: str, other: str) -> list[float]:
+    return [own / base for own, base in zip(seconds[name], seconds[other], strict=True)]
 
 
 def main() -> None:
@@ -186,13 +194,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = compare(options.quick, repetitions, options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {rows[0].entries:,} costs, {repetitions} turns")
-    print(f"{'contender':26}{'ms':>10}{'ratio':>8}  {'quartiles':15}{'extra':>8}  exact")
+    beside = "".join(f"{other:>22}" for other in BESIDE)
+    print(f"{'contender':26}{'ms':>10}{'ratio':>8}  {'quartiles':15}{beside}{'extra':>8}  exact")
     for row in rows:
         low, high = row.ratio_quartiles
         extra = "" if row.extra is None else f"{row.extra:.3f}"
+        beside = "".join(f"{ratio:22.4f}" for ratio in row.ratios_beside.values())
         print(
             f"{row.contender:26}{row.milliseconds:10.2f}{row.ratio:8.3f}  {f'{low:.3f}-{high:.3f}':15}"
-            f"{extra:>8}  {'yes' if row.exact else 'no'}"
+            f"{beside}{extra:>8}  {'yes' if row.exact else 'no'}"
         )
     if options.json:
         versions = {"torch": torch.__version__, "numpy": np.__version__, "threads": options.threads}

@@ -8,8 +8,10 @@ NumPy's comparisons write their flags several times as fast as torch's, and thre
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -22,7 +24,6 @@ from argprune.solvers.ilp.bracket import bracket, evenly, stride_of, wide
 from argprune.solvers.ilp.problem import refuse_nan
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 # Fewer entries are selected from directly: the sample and the threads would cost more than they save.
 LEAST = 1 << 17
@@ -39,8 +40,9 @@ _LEVER = 256
 class Chosen:
     """Masks of the smallest costs, and what the pass saw on its way.
 
-    objective: sum of kept costs in float64, NaN or inf where infinities are kept. largest_kept: the threshold; ties:
-    entries equal to it. smallest_pruned: None where it lies outside of the bracket.
+    masks: tensors with storages of their own, in one piece of memory that is freed with the last of them. objective:
+    sum of kept costs in float64, NaN or inf where infinities are kept. largest_kept: the threshold; ties: entries equal
+    to it. smallest_pruned: None where it lies outside of the bracket.
     """
 
     masks: list[Tensor]
@@ -128,20 +130,28 @@ class Looks:
     values: Any
     nan: bool
     _flags: list[Any]
-    _shares: list[_Share]
+    _pieces: list[_Look]
 
     def masks(self, costs: Sequence[Tensor], threshold: float, ties: int) -> list[Tensor]:
         """Masks of the entries below the threshold, which is inside, and of the first `ties` equal to it; call once."""
         kept = smallest_of(self.values, threshold, ties)
-        ends = list(accumulate(sum(map(len, share.values)) for share in self._shares))
-        parts = [kept[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        _spread(lambda pair: pair[0].flag(pair[1]), list(zip(self._shares, parts, strict=True)))
+        ends = list(accumulate(len(piece.positions) for piece in self._pieces))
+        todo = deque(zip(self._pieces, [0, *ends], ends, strict=False))
+
+        def work() -> None:
+            for piece, start, end in _each(todo):
+                piece.flags[piece.positions] = kept[start:end]
+
+        _on_threads(work, len(todo))
         return [torch.from_numpy(flags).view(cost.shape) for flags, cost in zip(self._flags, costs, strict=True)]
 
 
 def look(flat: Sequence[Tensor], low: float, high: float, most: int) -> Looks | None:
     """Pass over flat tensors on the CPU; None where more than `most` entries lie inside the bracket."""
-    every_flag = [np.empty(len(part), dtype=bool) for part in flat]
+    # In one piece of memory, which the kernel can give in huge pages: in small ones it takes a fifth of all the time.
+    ends = list(accumulate(len(part) for part in flat))
+    memory = np.empty(sum(len(part) for part in flat), dtype=bool)
+    every_flag = [memory[end - len(part) : end] for part, end in zip(flat, ends, strict=True)]
     # NumPy's slices take a fifth of the time of torch's; float16 and bfloat16 wait to be converted a piece at a time.
     parts = [part.numpy() if part.dtype == wide(part.dtype) else part for part in flat]
     pieces = [
@@ -149,83 +159,85 @@ def look(flat: Sequence[Tensor], low: float, high: float, most: int) -> Looks | 
         for part, flags in zip(parts, every_flag, strict=True)
         for start in range(0, len(part), _PIECE)
     ]
-    # Neighbouring pieces to one thread, and several shares a thread, so that none waits long for another.
-    number = max(1, len(pieces) // (4 * torch.get_num_threads()))
-    shares = [pieces[start : start + number] for start in range(0, len(pieces), number)]
-    passes = _spread(lambda share: _look(share, low, high, most), shares)
-    looks = [one for one in passes if one is not None]
-    if len(looks) < len(passes) or sum(len(values) for one in looks for values in one.values) > most:
+    # By position, whichever thread does which: sums must not depend on that.
+    looks: list[_Look | None] = [None] * len(pieces)
+    todo = deque(enumerate(pieces))
+    _on_threads(lambda: _look(todo, looks, low, high, most), len(pieces))
+    seen = [one for one in looks if one is not None]
+    if len(seen) < len(pieces) or sum(len(one.positions) for one in seen) > most:
         return None
-    values = [values for one in looks for values in one.values]
     return Looks(
-        below=sum(one.below for one in looks),
-        total=sum(one.total for one in looks),
-        values=np.concatenate(values) if values else np.empty(0, np.float32),
-        nan=any(one.nan for one in looks),
+        below=sum(one.below for one in seen),
+        total=sum(one.total for one in seen),
+        values=np.concatenate([one.values for one in seen]) if seen else np.empty(0, np.float32),
+        nan=any(one.nan for one in seen),
         _flags=every_flag,
-        _shares=looks,
+        _pieces=seen,
     )
 
 
-@dataclass
-class _Share:
-    """What one thread has seen of its pieces; values, and pairs of flags and positions in them, of each piece."""
+@dataclass(frozen=True)
+class _Look:
+    """Of a piece: how many lie below the bracket, their sum, and positions and values of those inside."""
 
+    flags: Any
     below: int
     total: float
     nan: bool
-    values: list[Any]
-    inside: list[tuple[Any, Any]]
-
-    def flag(self, kept: Any) -> None:
-        start = 0
-        for flags, positions in self.inside:
-            flags[positions] = kept[start : start + len(positions)]
-            start += len(positions)
+    positions: Any
+    values: Any
 
 
-def _spread(function: Callable[[T], R], shares: Sequence[T]) -> list[R]:
-    """The function of each share, on as many threads as torch has: NumPy lets go of the interpreter in its loops."""
+def _on_threads(work: Callable[[], None], pieces: int) -> None:
+    """Do the same on as many threads as torch has, one for each piece at most."""
 
-    def quietly(share: T) -> R:
+    def quietly() -> None:
         # Sums of infinities, and beyond float64's range, are no mistake; threads do not inherit what is set outside.
         with np.errstate(over="ignore", invalid="ignore"):
-            return function(share)
+            work()
 
-    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(shares)))) as pool:
-        return list(pool.map(quietly, shares))
+    threads = max(1, min(torch.get_num_threads(), pieces))
+    with ThreadPoolExecutor(threads) as pool:
+        # NumPy lets go of the interpreter in its loops.
+        for done in [pool.submit(quietly) for _ in range(threads)]:
+            done.result()
 
 
-def _look(pieces: Sequence[tuple[Any, Any]], low: float, high: float, most: int) -> _Share | None:
-    """Look at pieces, flag in place what lies below the bracket; None where too much lies inside."""
-    share = _Share(0, 0.0, False, [], [])
+def _each(todo: deque[T]) -> Iterator[T]:
+    """What is left to do, one after the other, shared with other threads."""
+    with suppress(IndexError):
+        while True:
+            yield todo.popleft()
+
+
+def _look(
+    todo: deque[tuple[int, tuple[Any, Any]]], looks: list[_Look | None], low: float, high: float, most: int
+) -> None:
+    """Look at pieces, flag in place what lies below the bracket; end it for all threads where too much lies inside."""
     # Reused by all pieces: fresh memory costs more than the work on it.
     between = np.empty(_PIECE, dtype=bool)
-    adder = _Adder(low, np.float64 if pieces[0][0].dtype == np.float64 else np.float32)
-    for piece, flags in pieces:
+    adder = None
+    for index, (piece, flags) in _each(todo):
         # bfloat16 and float16, which NumPy is slow at or lacks, in float32: the order is the same.
         values = piece.float().numpy() if isinstance(piece, Tensor) else piece
+        adder = adder or _Adder(low, values.dtype)
         np.less(values, low, out=flags)
         inside = np.less_equal(values, high, out=between[: len(values)])
         np.not_equal(inside, flags, out=inside)
         positions = inside.nonzero()[0]
         below = int(np.count_nonzero(flags))
-        share.below += below
-        total, nan = adder(values, flags, below)
-        share.total += total
-        share.nan |= nan
-        share.values.append(values[positions])
-        share.inside.append((flags, positions))
+        looks[index] = _Look(flags, below, *adder(values, flags, below), positions, values[positions])
         most -= len(positions)
         if most < 0:
-            return None
-    return share
+            todo.clear()
+            # The others may have been done: that something is missing says that it was too much.
+            looks[index] = None
 
 
 class _Adder:
     """The sum in float64 of what lies below the bracket in a piece, and whether any of the piece is NaN."""
 
-    def __init__(self, low: float, dtype: type[np.floating[Any]]) -> None:
+    def __init__(self, low: float, dtype: Any) -> None:
         self._low = low
         # An array: NumPy's minimum of an array and a number is several times as slow.
         self._lows = np.full(_PIECE, low, dtype)

@@ -42,10 +42,7 @@ class HardConcrete:
             raise ValueError(f"HardConcrete: low {self.low}, high {self.high}; need low < 0 and high > 1.")
 
     def initial(self, droprate: float) -> float:
-        """The log_alpha of gates that are rather closed than open with odds droprate : 1 - droprate; in (0, 1).
-
-        Half of the draws of s lie below 1 - droprate at temperature 1. Reference: as above, section 4.
-        """
+        """The log_alpha at which the median of s is 1 - droprate; droprate in (0, 1)."""
         if not 0 < droprate < 1:
             raise ValueError(f"HardConcrete: droprate {droprate}; it must lie in (0, 1).")
         return math.log((1 - droprate) / droprate)

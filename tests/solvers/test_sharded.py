@@ -19,10 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, multiprocessing
 
-from argprune.solvers.ilp import Selection, Solution, digits, one_pass, solve, solve_sharded, solve_streamed
+from argprune.solvers.ilp import Selection, Solution, digits, one_pass, sharded, solve, solve_sharded, solve_streamed
+from argprune.solvers.ilp.bracket import bracket, stride_of
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-special = st.sampled_from([0.0, -0.0, 1.0, -2.0, 5e-8, -5e-8, math.inf, -math.inf])
+special = st.sampled_from([0.0, -0.0, 1.0, -2.0, 5e-8, -5e-8, 1e-45, -1e-45, -5e-324, math.inf, -math.inf])
 reals = st.floats(-100, 100, width=16)
 
 Costs = list[Tensor]
@@ -47,7 +48,6 @@ def cases() -> dict[str, list[Costs]]:
         "all of one rank smaller": [[ramp], [-1 - ramp, ramp - 1e5]],
         "infinities": [[infinite], [infinite.flip(0)[:1000], torch.tensor(math.inf)]],
         "zeros of both signs": [[torch.zeros(5000), -torch.zeros(5000)], [1e-45 * (ramp % 3 - 1)]],
-        "only the sampled entries are small": [[torch.where(ramp % 5 == 0, -ramp, ramp)], [ramp[:1]]],
         "one tensor": [[normal(6)], [normal(6)]],
         "empty": [[], [torch.zeros(0)]],
     }
@@ -217,6 +217,35 @@ def test_any_ranks_select_what_one_process_does(
     assert_is(answers, expected)
 
 
+SAMPLED = torch.arange(4000) % stride_of(4000, 100) == 0
+
+
+@pytest.mark.parametrize(
+    ("cost", "keep"),
+    [
+        (torch.where(SAMPLED, -1.0, 1.0) * torch.arange(1.0, 4001), 1000),
+        (torch.where(SAMPLED, 1.0, -1.0) * torch.arange(1.0, 4001), 1000),
+        # All inside the bracket are kept, and the smallest that is not lies outside.
+        (torch.where(SAMPLED, 0.0, torch.arange(1.0, 4001)), int(SAMPLED.sum())),
+    ],
+    ids=["sampled are small", "sampled are large", "sampled are kept"],
+)
+def test_ranks_notice_a_sample_that_misleads(cost: Tensor, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their sample is that of all costs together; where it says the wrong thing, the answer is right all the same."""
+    monkeypatch.setattr(one_pass, "_SAMPLE", 400)
+    samples = []
+
+    def recorded(sample: Any, k: int, total: int) -> tuple[float, float]:
+        samples.append(sorted(sample.tolist()))
+        return bracket(sample, k, total)
+
+    monkeypatch.setattr(sharded, "bracket", recorded)
+    parts = torch.split(cost, [1234, 66, 2700])
+    answers = Threads(3).run(lambda rank: solve_sharded(parts[rank], keep))
+    assert samples == [cost[SAMPLED].sort().values.tolist()] * 3
+    assert_is(answers, solve(Selection(parts, keep)))
+
+
 class Counted:
     """Shards that are made when asked for, and counted."""
 
@@ -355,3 +384,11 @@ def test_digits_of_every_pattern_of_sixteen_bits() -> None:
 
         for k in (1, 2, 100, len(flat) // 2, len(flat) // 2 + 1, len(flat) - 1, len(flat)):
             assert digits.narrow(counted, dtype, k).low == float(ordered[k - 1])
+
+
+@pytest.mark.parametrize(("dtype", "tiny"), [(torch.float32, 1e-45), (torch.float64, 5e-324)], ids=str)
+def test_the_class_below_zero_holds_no_zero(dtype: torch.dtype, tiny: float) -> None:
+    flat = torch.tensor([0.0, -tiny, -0.0, 1.0], dtype=dtype)
+    found = digits.narrow(lambda prefix: digits.count([flat], prefix), dtype, 1, most=1)
+    assert int((flat <= found.high).sum()) == found.size == 1
+    assert digits.narrow(lambda prefix: digits.count([flat], prefix), dtype, 2, most=2).size == 2
