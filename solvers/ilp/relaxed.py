@@ -48,7 +48,10 @@ def solve_relaxed(problem: Selection, solver: Literal["highs", "cvxpy"] = "highs
     sizes = [cost.numel() for cost in problem.tensors]
     parts = torch.split(torch.from_numpy(-np.asarray(z, dtype=np.float64)), sizes)
     rounding = [part.view(cost.shape) for part, cost in zip(parts, problem.tensors, strict=True)]
-    again = Selection(rounding, problem.keep, problem.groups, problem.least, problem.most)
+    least, most = problem.least, problem.most
+    if problem.groups is None and (least is not None or most is not None):
+        least, most = _neighbours(problem, rounding)
+    again = Selection(rounding, problem.keep, problem.groups, least, most)
     masks = [mask.to(problem.tensors[0].device) for mask in optimal_masks(again)]
     kept = torch.cat([mask.flatten() for mask in masks]).cpu().numpy()
     above = math.fsum(numbers.costs[kept]) - bound
@@ -58,6 +61,23 @@ def solve_relaxed(problem: Selection, solver: Literal["highs", "cvxpy"] = "highs
     gap = max(above, 0.0)
     seconds = time.perf_counter() - start
     return Solution(masks, objective, objective - gap, gap, "optimal" if met else "feasible", seconds)
+
+
+def _neighbours(problem: Selection, negated: list[torch.Tensor]) -> tuple[list[int], list[int]]:
+    """Bounds on each tensor's count: the integers around the count that the relaxation gives it.
+
+    Where several masks are optimal, entries kept in part say nothing across tensors; their sums do.
+    """
+    _, low, high = problem.limits()
+    counts = [-float(part.sum()) for part in negated]
+    near = 1e-6 * max(1.0, max(counts))
+    least = [
+        min(max(math.floor(count + near), lower), upper) for count, lower, upper in zip(counts, low, high, strict=True)
+    ]
+    most = [
+        max(min(math.ceil(count - near), upper), lower) for count, lower, upper in zip(counts, low, high, strict=True)
+    ]
+    return least, [max(pair) for pair in zip(least, most, strict=True)]
 
 
 def _priced(numbers: Program, items: Items, solver: Any, start: float) -> Solution:
