@@ -50,7 +50,8 @@ class PINS(Scored):
 
     sparsity: fraction of zeros over the prunable weights at the end, in [0, 1); exact.
     criterion: whose scores are the program's costs, negated: `pins` (sign: displacement, signed, abs) or any other
-    elementwise one, by name, module:Class, or a mapping of `name` and options.
+    elementwise one, by name, module:Class, or a mapping of `name` and options. The signed forms solve the program as
+    derived and fail at high sparsity (docs/results); sign abs does not.
     every: steps between events. window: how many of the last of these are averaged; None for all.
     beta: of the moving average over windows, 0 for none. uncertainty: beta of PLATON's uncertainty, None for none.
     scope: one count for all weights together ("global") or one a matrix ("matrix").
