@@ -30,7 +30,8 @@ def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
     Columns: run (the folder's name), method, task, model, seed, sparsity_target, sparsity_encoder,
     sparsity_model, compression_encoder, compression_model, <split>_<metric> of the pruned model,
     dense_<split>_<metric> of its dense reference, steps, seconds_train, option.<name> for each option that is
-    not the same at all points, report.<name> from the method, status and error. No value: an empty cell.
+    not the same at all points, report.<name> from the method (lists left out), status and error. No value: an empty
+    cell.
 
     Raises ValueError for a folder that is none or holds no runs, where a run's files cannot be read, and where
     the table cannot be written.

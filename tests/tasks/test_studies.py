@@ -394,7 +394,7 @@ def test_collect(tmp_path: Path, fake: list[str]) -> None:
         *("test_accuracy", "test_f1", "validation_accuracy"),
         *("dense_test_accuracy", "dense_test_f1", "dense_validation_accuracy"),
         *("steps", "seconds_train", "option.fake", "option.include", "option.method.eps_rw"),
-        *("report.resumed", "report.threads", "status", "error"),
+        *("report.resumed", "status", "error"),
     ]
     last = read[-1]
     assert (last["sparsity_model"], last["compression_encoder"], last["compression_model"]) == (
