@@ -238,6 +238,7 @@ class _Judge:
         return float(self.values.mean())
 
     def reference(self, name: str, surrogate: str, mask: Tensor) -> Judged:
+        """What a mask (units,) costs in truth and in every surrogate; no split, since nothing chose it."""
         objective = self._true(mask)
         return Judged(
             name=name,
@@ -249,6 +250,7 @@ class _Judge:
         )
 
     def criterion(self, name: str, surrogate: str, mask: Tensor, correlation: float | None) -> Judged:
+        """The same of a criterion's mask, its true regret split by the surrogate that it declares."""
         judged = self.reference(name, surrogate, mask)
         split, certified = None, False
         if surrogate != "none":
@@ -269,6 +271,7 @@ class _Judge:
         )
 
     def surrogate(self, kind: Kind, informed: Surrogates) -> SurrogateReport:
+        """A surrogate's optimum, and how its values rank all masks beside the true loss."""
         optimum, values = self.optima[kind], self.priced[kind]
         return SurrogateReport(
             objective=optimum.objective,
