@@ -12,24 +12,18 @@ They take turns; ratios are medians of the turns' ratios to torch's AdamW, as it
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import turns
 from torch import Tensor
 
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import PINS, PLATON
 from argprune.solvers.methods.scored import Scored
 
-# name: layers, hidden width, intermediate width
-ENCODERS = {"minilm-l6": (6, 384, 1536), "bert-base": (12, 768, 3072)}
 SPARSITY, RATE = 0.9, 2e-5
 ADAMW = {"adamw, fused": {"fused": True}, "adamw, default": {}}
 METHODS: dict[str, Callable[[], Scored]] = {
@@ -60,9 +54,8 @@ class Row:
 
 def copies(model: str) -> list[torch.nn.Parameter]:
     """Weights and gradients with the shapes of the encoder's prunable matrices, the same at every call."""
-    layers, hidden, intermediate = ENCODERS[model]
     generator = torch.Generator().manual_seed(0)
-    shapes = ([(hidden, hidden)] * 4 + [(intermediate, hidden), (hidden, intermediate)]) * layers
+    shapes = turns.encoder_shapes(model)
     weights = [torch.nn.Parameter(0.04 * torch.randn(shape, generator=generator)) for shape in shapes]
     for weight in weights:
         weight.grad = 1e-3 * torch.randn(weight.shape, generator=generator)
@@ -128,43 +121,35 @@ class Official:
             weight.masked_fill_(score < threshold, 0.0)
 
 
-def compare(model: str, turns: int, warm: int) -> list[Row]:
+def compare(model: str, repetitions: int, warm: int) -> list[Row]:
     """Time all contenders in turn."""
     start_weights = [weight.detach() for weight in copies(model)]
     contenders = {name: adamw(model, options) for name, options in ADAMW.items()}
     contenders |= {name: event(model, make) for name, make in METHODS.items()}
     official = Official(model)
     contenders[OFFICIAL] = Contender(official, official.weights)
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for turn in range(warm + turns):
-        # The order rotates: what one leaves in the caches must not always favour the same next.
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            with torch.no_grad():
-                for weight, value in zip(contenders[name].weights, start_weights, strict=True):
-                    weight.copy_(value)
-            start = time.perf_counter()
-            contenders[name].once()
-            if turn >= warm:
-                seconds[name].append(time.perf_counter() - start)
 
-    def ratios(name: str, base: str) -> list[float]:
-        return [own / peer for own, peer in zip(seconds[name], seconds[base], strict=True)]
+    @torch.no_grad()
+    def put_back(name: str) -> None:
+        for weight, value in zip(contenders[name].weights, start_weights, strict=True):
+            weight.copy_(value)
 
+    actions = {name: contender.once for name, contender in contenders.items()}
+    seconds = turns.in_turns(actions, repetitions, warm, before=put_back)
     fused, default = ADAMW
     rows = []
-    for name in names:
-        lower, middle, upper = statistics.quantiles(ratios(name, fused), n=4)
+    for name in contenders:
+        to_fused, quartiles = turns.ratio(seconds, name, fused)
         rows.append(
             Row(
                 model=model,
-                entries=sum(weight.numel() for weight in copies(model)),
+                entries=sum(weight.numel() for weight in start_weights),
                 contender=name,
-                milliseconds=1e3 * statistics.median(seconds[name]),
-                to_fused=middle,
-                to_fused_quartiles=(lower, upper),
-                to_default=statistics.median(ratios(name, default)),
-                turns=turns,
+                milliseconds=turns.milliseconds(seconds, name),
+                to_fused=to_fused,
+                to_fused_quartiles=quartiles,
+                to_default=turns.ratio(seconds, name, default)[0],
+                turns=repetitions,
             )
         )
     return rows
@@ -172,20 +157,12 @@ def compare(model: str, turns: int, warm: int) -> list[Row]:
 
 def main() -> None:
     """Print one row a contender; write all of them where asked."""
-    parser = argparse.ArgumentParser(description="What an event of pins costs, in AdamW steps.")
-    parser.add_argument("--quick", action="store_true", help="MiniLM, three turns: not for a report")
-    parser.add_argument("--model", choices=ENCODERS, nargs="+", default=list(ENCODERS))
-    parser.add_argument("--repetitions", type=int, help="timed turns, at least 2 (default 11; quick 3)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the versions here")
-    options = parser.parse_args()
-    turns = options.repetitions or (3 if options.quick else 11)
-    if turns < 2:
-        parser.error(f"--repetitions {turns}: quartiles need at least 2.")
-    torch.set_num_threads(options.threads)
+    parser = turns.parser("What an event of pins costs, in AdamW steps.", "MiniLM, three turns", 11, 3)
+    parser.add_argument("--model", choices=turns.ENCODERS, nargs="+", default=list(turns.ENCODERS))
+    options = turns.parse(parser)
     rows = []
     for model in ["minilm-l6"] if options.quick else options.model:
-        rows += compare(model, turns, warm=3)
+        rows += compare(model, options.repetitions, warm=3)
         print(f"\ntorch {torch.__version__}, {options.threads} threads, {model}: {rows[-1].entries:,} weights")
         print(f"{'one step or event':28}{'ms':>9}{'x fused':>10}  {'quartiles':13}{'x default':>10}")
         for row in [row for row in rows if row.model == model]:
@@ -194,11 +171,7 @@ def main() -> None:
                 f"{row.contender:28}{row.milliseconds:9.1f}{row.to_fused:10.2f}  {f'{low:.2f}-{high:.2f}':13}"
                 f"{row.to_default:10.2f}"
             )
-    if options.json:
-        versions = {"torch": torch.__version__, "threads": options.threads}
-        options.json.write_text(
-            json.dumps({"versions": versions, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-        )
+    turns.write(options.json, rows, options.threads)
 
 
 if __name__ == "__main__":

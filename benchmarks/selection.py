@@ -12,24 +12,20 @@ the costs. `exact` says whether exactly as many were kept as asked: a threshold 
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import turns
 from torch import Tensor
 from torch.nn.utils import prune
 
 from argprune.solvers.ilp import Selection, solve
 
-LAYER = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
-LAYERS = 12
 DENSITY = 0.1
 REFERENCE = "cat + topk"
 # Of the others, those that a ratio to is given as well.
@@ -57,17 +53,20 @@ def make_costs(quick: bool) -> list[Tensor]:
     """Costs of the shapes of BERT-base's prunable matrices; one tensor in twelve where quick."""
     generator = torch.Generator().manual_seed(0)
     # In place: freed temporaries would stay resident and hide what a contender takes.
-    return [torch.randn(shape, generator=generator).abs_().neg_() for shape in LAYER * (1 if quick else LAYERS)]
+    shapes = turns.encoder_shapes("bert-base", 1 if quick else None)
+    return [torch.randn(shape, generator=generator).abs_().neg_() for shape in shapes]
 
 
 def certified(costs: list[Tensor], keep: int) -> list[Tensor]:
-    """Ours, with objective and certificate."""
+    """Ours, with its certificate."""
     return solve(Selection(costs, keep)).masks
 
 
-def uncertified(costs: list[Tensor], keep: int) -> list[Tensor]:
-    """Ours, with the objective alone."""
-    return solve(Selection(costs, keep), certify=False).masks
+def summed(costs: list[Tensor], keep: int) -> list[Tensor]:
+    """Ours, with the certificate and the objective, which is added up when it is read."""
+    solution = solve(Selection(costs, keep))
+    assert solution.objective < 0
+    return solution.masks
 
 
 def kthvalue(costs: list[Tensor], keep: int) -> list[Tensor]:
@@ -107,7 +106,7 @@ def global_unstructured(costs: list[Tensor], keep: int) -> list[Tensor]:
 
 CONTENDERS: dict[str, Callable[[list[Tensor], int], list[Tensor]]] = {
     "argprune": certified,
-    "argprune, no certificate": uncertified,
+    "argprune, with objective": summed,
     "cat + kthvalue": kthvalue,
     REFERENCE: topk,
     "numpy.partition": partition,
@@ -142,33 +141,27 @@ def compare(quick: bool, repetitions: int, threads: int) -> list[Row]:
     costs = make_costs(quick)
     entries = sum(cost.numel() for cost in costs)
     keep = int(DENSITY * entries)
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     kept: dict[str, int] = {}
-    names = list(CONTENDERS)
-    for turn in range(repetitions + 1):
-        # The order rotates: what one leaves in the caches must not always favour the same next.
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            masks = CONTENDERS[name](costs, keep)
-            elapsed = time.perf_counter() - start
-            kept[name] = sum(int(mask.count_nonzero()) for mask in masks)
-            del masks
-            if turn:
-                seconds[name].append(elapsed)
+
+    def count(name: str, masks: list[Tensor]) -> None:
+        kept[name] = sum(int(mask.count_nonzero()) for mask in masks)
+
+    actions = {name: partial(select, costs, keep) for name, select in CONTENDERS.items()}
+    seconds = turns.in_turns(actions, repetitions, warm=1, after=count)
     rows = []
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name in CONTENDERS:
-            lower, ratio, upper = statistics.quantiles(_ratios(seconds, name, REFERENCE), n=4)
+            ratio, quartiles = turns.ratio(seconds, name, REFERENCE)
             rows.append(
                 Row(
                     contender=name,
                     entries=entries,
                     kept=kept[name],
                     exact=kept[name] == keep,
-                    milliseconds=1e3 * statistics.median(seconds[name]),
+                    milliseconds=turns.milliseconds(seconds, name),
                     ratio=ratio,
-                    ratio_quartiles=(lower, upper),
-                    ratios_beside={other: statistics.median(_ratios(seconds, name, other)) for other in BESIDE},
+                    ratio_quartiles=quartiles,
+                    ratios_beside={other: turns.ratio(seconds, name, other)[0] for other in BESIDE},
                     extra=pool.apply(extra_memory, (name, quick, threads)),
                     turns=repetitions,
                 )
@@ -176,24 +169,12 @@ def compare(quick: bool, repetitions: int, threads: int) -> list[Row]:
     return rows
 
 
-def _ratios(seconds: dict[str, list[float]], name: str, other: str) -> list[float]:
-    return [own / base for own, base in zip(seconds[name], seconds[other], strict=True)]
-
-
 def main() -> None:
     """Print one row a contender; write all of them where asked."""
-    parser = argparse.ArgumentParser(description="Time and memory of selecting the tenth of least cost.")
-    parser.add_argument("--quick", action="store_true", help="one tensor in twelve, three turns: not for a report")
-    parser.add_argument("--repetitions", type=int, help="timed turns, at least 2 (default 11; quick 3)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the versions here")
-    options = parser.parse_args()
-    repetitions = options.repetitions or (3 if options.quick else 11)
-    if repetitions < 2:
-        parser.error(f"--repetitions {repetitions}: quartiles need at least 2.")
-    torch.set_num_threads(options.threads)
-    rows = compare(options.quick, repetitions, options.threads)
-    print(f"torch {torch.__version__}, {options.threads} threads, {rows[0].entries:,} costs, {repetitions} turns")
+    what = "one tensor in twelve, three turns"
+    options = turns.parse(turns.parser("Time and memory of selecting the tenth of least cost.", what, 11, 3))
+    rows = compare(options.quick, options.repetitions, options.threads)
+    print(f"torch {torch.__version__}, {options.threads} threads, {rows[0].entries:,} costs, {rows[0].turns} turns")
     beside = "".join(f"{other:>22}" for other in BESIDE)
     print(f"{'contender':26}{'ms':>10}{'ratio':>8}  {'quartiles':15}{beside}{'extra':>8}  exact")
     for row in rows:
@@ -204,11 +185,7 @@ def main() -> None:
             f"{row.contender:26}{row.milliseconds:10.2f}{row.ratio:8.3f}  {f'{low:.3f}-{high:.3f}':15}"
             f"{beside}{extra:>8}  {'yes' if row.exact else 'no'}"
         )
-    if options.json:
-        versions = {"torch": torch.__version__, "numpy": np.__version__, "threads": options.threads}
-        options.json.write_text(
-            json.dumps({"versions": versions, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-        )
+    turns.write(options.json, rows, options.threads, numpy=np.__version__)
 
 
 if __name__ == "__main__":

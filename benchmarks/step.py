@@ -10,22 +10,15 @@ AdamW itself, then the prox; "one": both compiled together (`fused=True`), which
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
+import turns
 from torch import Tensor
 
 from argprune.solvers.prox import LogReweighting, ProximalOptimizer, WeightedL1
 
-# name: layers, hidden width, intermediate width
-ENCODERS = {"minilm-l6": (6, 384, 1536), "bert-base": (12, 768, 3072)}
 OPTIMIZERS = {"default": {}, "fused": {"fused": True}}
 METRICS = ("decoupled", "metric")
 PASSES = {"two": False, "one": True}
@@ -52,9 +45,8 @@ class Row:
 
 def encoder_weights(model: str, device: torch.device) -> list[Tensor]:
     """Random matrices with the shapes of the encoder's prunable weights, gradients set."""
-    layers, hidden, intermediate = ENCODERS[model]
-    layer = [(hidden, hidden)] * 4 + [(intermediate, hidden), (hidden, intermediate)]
-    weights = [(0.04 * torch.randn(shape, device=device)).requires_grad_() for shape in layer * layers]
+    shapes = turns.encoder_shapes(model)
+    weights = [(0.04 * torch.randn(shape, device=device)).requires_grad_() for shape in shapes]
     for weight in weights:
         weight.grad = 1e-3 * torch.randn_like(weight)
     return weights
@@ -67,17 +59,6 @@ def copies(weights: list[Tensor]) -> list[Tensor]:
         assert weight.grad is not None
         copy.grad = weight.grad.clone()
     return result
-
-
-def timed(action: Callable[[], object], device: torch.device) -> float:
-    """Seconds that one call takes, its device work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def compare(model: str, adamw: str, metric: str, passes: str, device: torch.device, repetitions: int, warm: int) -> Row:
@@ -94,18 +75,9 @@ def compare(model: str, adamw: str, metric: str, passes: str, device: torch.devi
         strength=STRENGTH,
         fused=PASSES[passes],
     )
-    alone_seconds, proximal_seconds = [], []
-    for repetition in range(warm + repetitions):
-        # The order alternates: what the first leaves in the caches must not favour one side.
-        if repetition % 2:
-            second, first = timed(proximal.step, device), timed(alone.step, device)
-        else:
-            first, second = timed(alone.step, device), timed(proximal.step, device)
-        if repetition >= warm:
-            alone_seconds.append(first)
-            proximal_seconds.append(second)
-    ratios = [b / a for a, b in zip(alone_seconds, proximal_seconds, strict=True)]
-    lower, ratio, upper = statistics.quantiles(ratios, n=4)
+    # Two sides in rotation alternate.
+    seconds = turns.in_turns({"alone": alone.step, "proximal": proximal.step}, repetitions, warm)
+    ratio, quartiles = turns.ratio(seconds, "proximal", "alone")
     return Row(
         device=device.type,
         model=model,
@@ -113,38 +85,29 @@ def compare(model: str, adamw: str, metric: str, passes: str, device: torch.devi
         adamw=adamw,
         metric=metric,
         passes=passes,
-        alone_ms=1e3 * statistics.median(alone_seconds),
-        proximal_ms=1e3 * statistics.median(proximal_seconds),
+        alone_ms=turns.milliseconds(seconds, "alone"),
+        proximal_ms=turns.milliseconds(seconds, "proximal"),
         ratio=ratio,
-        ratio_quartiles=(lower, upper),
+        ratio_quartiles=quartiles,
         pairs=repetitions,
     )
 
 
 def main() -> None:
     """Print one row a comparison; write all of them where asked."""
-    parser = argparse.ArgumentParser(description="What the prox adds to an AdamW step.")
-    parser.add_argument("--quick", action="store_true", help="few repetitions: for a look, not for a report")
-    parser.add_argument("--model", nargs="+", choices=ENCODERS, default=list(ENCODERS), help="default: all")
-    parser.add_argument("--repetitions", type=int, help="timed pairs a comparison, at least 2 (default 41; quick 7)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the versions here")
-    options = parser.parse_args()
-    repetitions = options.repetitions or (7 if options.quick else 41)
-    if repetitions < 2:
-        parser.error(f"--repetitions {repetitions}: quartiles need at least 2.")
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
+    parser = turns.parser("What the prox adds to an AdamW step.", "few pairs", 41, 7)
+    parser.add_argument("--model", nargs="+", choices=turns.ENCODERS, default=list(turns.ENCODERS), help="default: all")
+    options = turns.parse(parser)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     rows = []
-    print(f"torch {torch.__version__}, {options.threads} threads, {repetitions} interleaved pairs a row")
+    print(f"torch {torch.__version__}, {options.threads} threads, {options.repetitions} interleaved pairs a row")
     header = f"{'device':8}{'model':12}{'entries':>12}  {'AdamW':9}{'metric':11}{'passes':8}"
     print(header + f"{'alone ms':>10}{'prox ms':>10}{'ratio':>8}  quartiles")
     for device in devices:
         for model in options.model:
             for adamw in OPTIMIZERS:
                 for metric, passes in itertools.product(METRICS, PASSES):
-                    row = compare(model, adamw, metric, passes, torch.device(device), repetitions, warm=3)
+                    row = compare(model, adamw, metric, passes, torch.device(device), options.repetitions, warm=3)
                     rows.append(row)
                     low, high = row.ratio_quartiles
                     print(
@@ -152,11 +115,7 @@ def main() -> None:
                         f"{row.alone_ms:10.2f}{row.proximal_ms:10.2f}{row.ratio:8.3f}  {low:.3f}-{high:.3f}",
                         flush=True,
                     )
-    if options.json:
-        versions = {"torch": torch.__version__, "threads": options.threads}
-        options.json.write_text(
-            json.dumps({"versions": versions, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-        )
+    turns.write(options.json, rows, options.threads)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,18 @@ class Elementwise(Criterion):
         """The score from one batch alone, shaped like the evidence's weight; a new tensor."""
         raise NotImplementedError
 
+    def blend(self, into: Tensor, evidence: Evidence, *, keep: float, factor: float) -> None:
+        """into <- keep * into + factor * scores of a batch, in place; where keep is 0, whatever `into` holds.
+
+        into: float32, shaped like the evidence's weight. Sums and moving averages of scores are this; criteria that are
+        products override it with fewer passes over memory than `raw` and a sum take, equal to rounding.
+        """
+        raw = self.raw(evidence)
+        if keep == 0:
+            torch.mul(raw, factor, out=into)
+        else:
+            scaled(into, keep).add_(raw, alpha=factor)
+
     def start(self, weight: Tensor) -> Accumulators:
         """The sum of the batches' scores, and their number."""
         return {"sum": torch.zeros_like(weight, dtype=torch.float32), "batches": torch.zeros((), dtype=torch.int64)}
@@ -114,7 +126,8 @@ class Smoothing:
     window: batches averaged, >= 1. beta: of the moving average over windows, in [0, 1); 0 takes the last window alone.
     uncertainty: beta of the moving average of |window - average|, in [0, 1), by which the average is multiplied; None
     for none. The mean of costs is the cost of the mean, so that window and average leave a linear program linear
-    (dossier paper-pins-sparsebert, section 4.7); the uncertainty does not. Source: PLATON; dossier, section 1.3.
+    (dossier paper-pins-sparsebert, section 4.7); the uncertainty does not. All this may as well be done with costs,
+    which are scores negated: the result is negated too. Source: PLATON; dossier, section 1.3.
     """
 
     window: int = 1
@@ -130,29 +143,36 @@ class Smoothing:
         if self.uncertainty is not None and self.beta == 0:
             raise ValueError("Smoothing: uncertainty without beta; the last window never deviates from itself.")
 
+    @property
+    def averages(self) -> bool:
+        """Whether the moving average is itself the score, which `close` returns in place."""
+        return self.beta > 0 and self.uncertainty is None
+
     def start(self, weight: Tensor) -> Accumulators:
-        """Accumulators for a weight: the window's sum and, where asked for, average and deviation."""
+        """Accumulators for a weight: the window's sum, to which `Elementwise.blend` adds, and average and deviation."""
         names = ["window"] + ["average"] * (self.beta > 0) + ["deviation"] * (self.uncertainty is not None)
         return {name: torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) for name in names}
 
-    def add(self, accumulators: Accumulators, raw: Tensor, *, first: bool) -> None:
-        """Add a batch's scores to the window; first: the window begins with them."""
-        if first:
-            accumulators["window"].copy_(raw)
-        else:
-            accumulators["window"] += raw
+    def close(self, accumulators: Accumulators, batches: int, out: Tensor | None = None) -> Tensor:
+        """End a window of so many batches; returns the scores, not to be changed in place: they may be the average.
 
-    def close(self, accumulators: Accumulators, batches: int) -> Tensor:
-        """End a window of so many batches; returns the scores, not to be changed in place: they may be the average."""
-        mean = accumulators["window"] / batches
-        average = mean
-        if self.beta > 0:
-            average = accumulators["average"].mul_(self.beta).add_(mean, alpha=1 - self.beta)
+        out: where to write the scores, unless they are the average.
+        """
+        window = accumulators["window"]
+        if self.beta == 0:
+            return torch.div(window, batches, out=out)
+        average = accumulators["average"].mul_(self.beta).add_(window, alpha=(1 - self.beta) / batches)
         if self.uncertainty is None:
             return average
         deviation = accumulators["deviation"].mul_(self.uncertainty)
+        mean = window if batches == 1 else window / batches
         deviation.add_((mean - average).abs_(), alpha=1 - self.uncertainty)
-        return average * deviation
+        return torch.mul(average, deviation, out=out)
+
+
+def scaled(tensor: Tensor, factor: float) -> Tensor:
+    """The tensor multiplied in place; by 1, without a pass over memory."""
+    return tensor if factor == 1 else tensor.mul_(factor)
 
 
 def build(spec: str | Mapping[str, Any]) -> Criterion:

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from argprune.solvers.criteria.base import Elementwise, Evidence, Need, Surrogate
+from argprune.solvers.criteria.base import Elementwise, Evidence, Need, Surrogate, scaled
 from argprune.solvers.registry import register
 
 Sign = Literal["displacement", "signed", "abs"]
@@ -28,6 +28,15 @@ def _gradient(evidence: Evidence) -> Tensor:
 def _stepped(evidence: Evidence) -> Tensor:
     assert evidence.stepped is not None
     return evidence.stepped.float()
+
+
+def _blend_product(into: Tensor, one: Tensor, other: Tensor, keep: float, factor: float) -> None:
+    """into <- keep * into + factor * one * other, without a tensor in between."""
+    if keep == 0:
+        torch.mul(one, other, out=into)
+        scaled(into, factor)
+    else:
+        scaled(into, keep).addcmul_(one, other, value=factor)
 
 
 @register("criteria", "magnitude")
@@ -91,6 +100,17 @@ class Pins(Elementwise):
         moved = torch.add(evidence.weight.detach().float(), gradient, alpha=-evidence.learning_rate)
         product = moved.mul_(gradient)
         return product.neg_() if self.sign == "signed" else product.abs_()
+
+    def blend(self, into: Tensor, evidence: Evidence, *, keep: float, factor: float) -> None:
+        """The signed forms as products of what is there: the default's event costs half as much."""
+        gradient = _gradient(evidence)
+        if self.sign == "abs":
+            super().blend(into, evidence, keep=keep, factor=factor)
+        elif self.sign == "displacement":
+            _blend_product(into, gradient, _stepped(evidence), keep, -factor)
+        else:
+            _blend_product(into, gradient, evidence.weight.detach().float(), keep, -factor)
+            into.addcmul_(gradient, gradient, value=factor * evidence.learning_rate)
 
 
 @register("criteria", "platon")

@@ -1,8 +1,9 @@
 """The closed form of one count on a CPU, in one pass over memory after a sample has bracketed the threshold.
 
-Pieces that fit a core's cache are compared with both ends of the bracket, counted and summed while they are there; of
-the entries inside the bracket, a percent or so, positions and values are kept, and only these are selected from.
-NumPy's comparisons write their flags several times as fast as torch's, and threads share the pieces.
+Pieces that fit a core's cache are compared with both ends of the bracket and counted while they are there; of the
+entries inside the bracket, a percent or so, positions and values are kept, and only these are selected from. NumPy's
+comparisons write their flags several times as fast as torch's, and threads share the pieces. Adding up what is kept
+takes as long again as all this, and no mask needs it: it is done where asked for.
 """
 
 from __future__ import annotations
@@ -32,21 +33,17 @@ _PIECE = 1 << 17
 _SAMPLE = 1 << 17
 # More than this share of all entries inside the bracket: many are equal, and positions would take too much memory.
 _CROWD = 1 / 16
-# One part in so many, or more, below the bracket: a sum with all others in it loses as little of its precision.
-_LEVER = 256
 
 
 @dataclass(frozen=True)
 class Chosen:
     """Masks of the smallest costs, and what the pass saw on its way.
 
-    masks: tensors with storages of their own, in one piece of memory that is freed with the last of them. objective:
-    sum of kept costs in float64, NaN or inf where infinities are kept. largest_kept: the threshold; ties: entries equal
-    to it. smallest_pruned: None where it lies outside of the bracket.
+    masks: tensors with storages of their own, in one piece of memory that is freed with the last of them. largest_kept:
+    the threshold; ties: entries equal to it. smallest_pruned: None where it lies outside of the bracket.
     """
 
     masks: list[Tensor]
-    objective: float
     largest_kept: float
     smallest_pruned: float | None
     ties: int
@@ -61,7 +58,7 @@ def choose(costs: Sequence[Tensor], keep: int) -> Chosen | None:
     flat = [cost.reshape(-1) for cost in costs]
     total = sum(len(part) for part in flat)
     low, high = bracket(evenly(flat, stride_of(total, sample_size(total))), keep, total)
-    seen = look(flat, low, high, int(_CROWD * total) + 1)
+    seen = look(flat, low, high, int(_CROWD * total) + 1, summed=False)
     if seen is None:
         return None
     if seen.nan:
@@ -72,11 +69,29 @@ def choose(costs: Sequence[Tensor], keep: int) -> Chosen | None:
     settled = settle(seen.values, rank)
     return Chosen(
         masks=seen.masks(costs, settled.threshold, settled.ties_kept),
-        objective=seen.total + settled.total,
         largest_kept=settled.threshold,
         smallest_pruned=settled.smallest_pruned,
         ties=settled.ties,
     )
+
+
+def kept_sum(costs: Sequence[Tensor], masks: Sequence[Tensor]) -> float:
+    """The sum of kept costs in float64, the same on any number of threads; NaN or infinite where infinities are kept.
+
+    costs, masks: on the CPU, as for `Selection` and as from it.
+    """
+    flat = [cost.reshape(-1) for cost in costs]
+    pieces = _pieces(flat, [mask.reshape(-1).numpy() for mask in masks])
+    sums = [0.0] * len(pieces)
+    todo = deque(enumerate(pieces))
+
+    def work() -> None:
+        adder = _Adder(np.float64 if flat[0].dtype == torch.float64 else np.float32)
+        for index, (piece, kept) in _each(todo):
+            sums[index] = adder(_values(piece), kept)
+
+    _on_threads(work, len(pieces))
+    return sum(sums)
 
 
 def sample_size(total: int) -> int:
@@ -86,12 +101,11 @@ def sample_size(total: int) -> int:
 
 @dataclass(frozen=True)
 class Settled:
-    """The `rank` smallest of some values: the largest of them, how many of its ties are among them, and their sum."""
+    """The `rank` smallest of some values: the largest of them, and how many equal it, of all and of these."""
 
     threshold: float
     ties: int
     ties_kept: int
-    total: float
     smallest_pruned: float | None
 
 
@@ -99,13 +113,10 @@ def settle(values: Any, rank: int) -> Settled:
     """Select among the values inside a bracket. values: a NumPy array without NaN; 1 <= rank <= len(values)."""
     ordered = np.partition(values, rank - 1)
     threshold = ordered[rank - 1]
-    with np.errstate(invalid="ignore", over="ignore"):
-        total = float(ordered[:rank].sum(dtype=np.float64))
     return Settled(
         threshold=float(threshold),
         ties=int(np.count_nonzero(ordered == threshold)),
         ties_kept=int(np.count_nonzero(ordered[:rank] == threshold)),
-        total=total,
         smallest_pruned=float(ordered[rank:].min()) if rank < len(values) else None,
     )
 
@@ -121,8 +132,8 @@ def smallest_of(values: Any, threshold: float, ties: int) -> Any:
 class Looks:
     """What a pass over flat tensors saw.
 
-    below: how many entries lie below the bracket; total: their sum in float64. values: of the entries inside, in order
-    of position. nan: whether any entry is NaN; nothing else means anything then.
+    below: how many entries lie below the bracket; total: their sum in float64, NaN where it was not asked for. values:
+    of the entries inside, in order of position. nan: whether any entry is NaN; nothing else means anything then.
     """
 
     below: int
@@ -146,31 +157,29 @@ class Looks:
         return [torch.from_numpy(flags).view(cost.shape) for flags, cost in zip(self._flags, costs, strict=True)]
 
 
-def look(flat: Sequence[Tensor], low: float, high: float, most: int) -> Looks | None:
-    """Pass over flat tensors on the CPU; None where more than `most` entries lie inside the bracket."""
+def look(flat: Sequence[Tensor], low: float, high: float, most: int, *, summed: bool = True) -> Looks | None:
+    """Pass over flat tensors on the CPU; None where more than `most` entries lie inside the bracket, or are NaN.
+
+    summed: whether to add up what lies below the bracket, which takes as long as all the rest.
+    """
     # In one piece of memory, which the kernel can give in huge pages: in small ones it takes a fifth of all the time.
     ends = list(accumulate(len(part) for part in flat))
     memory = np.empty(sum(len(part) for part in flat), dtype=bool)
     every_flag = [memory[end - len(part) : end] for part, end in zip(flat, ends, strict=True)]
-    # NumPy's slices take a fifth of the time of torch's; float16 and bfloat16 wait to be converted a piece at a time.
-    parts = [part.numpy() if part.dtype == wide(part.dtype) else part for part in flat]
-    pieces = [
-        (part[start : start + _PIECE], flags[start : start + _PIECE])
-        for part, flags in zip(parts, every_flag, strict=True)
-        for start in range(0, len(part), _PIECE)
-    ]
+    pieces = _pieces(flat, every_flag)
     # By position, whichever thread does which: sums must not depend on that.
     looks: list[_Look | None] = [None] * len(pieces)
     todo = deque(enumerate(pieces))
-    _on_threads(lambda: _look(todo, looks, low, high, most), len(pieces))
+    _on_threads(lambda: _look(todo, looks, low, high, most, summed), len(pieces))
     seen = [one for one in looks if one is not None]
     if len(seen) < len(pieces) or sum(len(one.positions) for one in seen) > most:
         return None
+    values = np.concatenate([one.values for one in seen]) if seen else np.empty(0, np.float32)
     return Looks(
         below=sum(one.below for one in seen),
-        total=sum(one.total for one in seen),
-        values=np.concatenate([one.values for one in seen]) if seen else np.empty(0, np.float32),
-        nan=any(one.nan for one in seen),
+        total=sum(one.total for one in seen) if summed else math.nan,
+        values=values,
+        nan=bool(np.isnan(values).any()),
         _flags=every_flag,
         _pieces=seen,
     )
@@ -178,14 +187,30 @@ def look(flat: Sequence[Tensor], low: float, high: float, most: int) -> Looks | 
 
 @dataclass(frozen=True)
 class _Look:
-    """Of a piece: how many lie below the bracket, their sum, and positions and values of those inside."""
+    """Of a piece: how many lie below the bracket, their sum, and positions and values of those inside and of NaN."""
 
     flags: Any
     below: int
     total: float
-    nan: bool
     positions: Any
     values: Any
+
+
+def _pieces(flat: Sequence[Tensor], flags: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Flat tensors on the CPU and as long arrays of flags, cut into pieces."""
+    # NumPy's slices take a fifth of the time of torch's; float16 and bfloat16 wait to be converted a piece at a time.
+    parts = [part.numpy() if part.dtype == wide(part.dtype) else part for part in flat]
+    return [
+        (part[start : start + _PIECE], flag[start : start + _PIECE])
+        for part, flag in zip(parts, flags, strict=True)
+        for start in range(0, len(part), _PIECE)
+    ]
+
+
+def _values(piece: Any) -> Any:
+    """A piece as a NumPy array."""
+    # bfloat16 and float16, which NumPy is slow at or lacks, in float32: the order is the same.
+    return piece.float().numpy() if isinstance(piece, Tensor) else piece
 
 
 def _on_threads(work: Callable[[], None], pieces: int) -> None:
@@ -211,22 +236,29 @@ def _each(todo: deque[T]) -> Iterator[T]:
 
 
 def _look(
-    todo: deque[tuple[int, tuple[Any, Any]]], looks: list[_Look | None], low: float, high: float, most: int
+    todo: deque[tuple[int, tuple[Any, Any]]],
+    looks: list[_Look | None],
+    low: float,
+    high: float,
+    most: int,
+    summed: bool,
 ) -> None:
     """Look at pieces, flag in place what lies below the bracket; end it for all threads where too much lies inside."""
     # Reused by all pieces: fresh memory costs more than the work on it.
-    between = np.empty(_PIECE, dtype=bool)
+    above = np.empty(_PIECE, dtype=bool)
     adder = None
     for index, (piece, flags) in _each(todo):
-        # bfloat16 and float16, which NumPy is slow at or lacks, in float32: the order is the same.
-        values = piece.float().numpy() if isinstance(piece, Tensor) else piece
-        adder = adder or _Adder(low, values.dtype)
+        values = _values(piece)
         np.less(values, low, out=flags)
-        inside = np.less_equal(values, high, out=between[: len(values)])
-        np.not_equal(inside, flags, out=inside)
+        inside = np.greater(values, high, out=above[: len(values)])
+        # Neither below nor above. That is NaN too: it needs no look of its own.
+        np.equal(inside, flags, out=inside)
         positions = inside.nonzero()[0]
-        below = int(np.count_nonzero(flags))
-        looks[index] = _Look(flags, below, *adder(values, flags, below), positions, values[positions])
+        below, total = int(np.count_nonzero(flags)), 0.0
+        if summed:
+            adder = adder or _Adder(values.dtype)
+            total = adder(values, flags)
+        looks[index] = _Look(flags, below, total, positions, values[positions])
         most -= len(positions)
         if most < 0:
             todo.clear()
@@ -235,32 +267,16 @@ def _look(
 
 
 class _Adder:
-    """The sum in float64 of what lies below the bracket in a piece, and whether any of the piece is NaN."""
+    """The sum in float64 of the flagged entries of a piece; infinite or NaN where one of them is."""
 
-    def __init__(self, low: float, dtype: Any) -> None:
-        self._low = low
-        # An array: NumPy's minimum of an array and a number is several times as slow.
-        self._lows = np.full(_PIECE, low, dtype)
+    def __init__(self, dtype: Any) -> None:
         self._work = np.empty(_PIECE, dtype)
 
-    def __call__(self, values: Any, flags: Any, below: int) -> tuple[float, bool]:
-        size = len(values)
-        work = self._work[:size]
-        if self._low <= 0 and _LEVER * below >= size:
-            # With all others at `low`, which is at most 0, no more cancels than `_LEVER` allows; and a NaN stays one.
-            total = _sum(np.minimum(values, self._lows[:size], out=work))
-            return (0.0, True) if math.isnan(total) else (total - self._low * (size - below), False)
-        nan = bool(np.isnan(values.max()))
-        if not below:
-            return 0.0, nan
+    def __call__(self, values: Any, flags: Any) -> float:
         # A mask of bits leaves zeros elsewhere, for infinities too.
-        integer = np.int32 if work.dtype == np.float32 else np.int64
-        bits = work.view(integer)
+        work = self._work[: len(values)]
+        bits = work.view(np.int32 if work.dtype == np.float32 else np.int64)
         np.copyto(bits, np.negative(flags.view(np.int8)))
-        np.bitwise_and(bits, values.view(integer), out=bits)
-        return _sum(work), nan
-
-
-def _sum(values: Any) -> float:
-    # Adds up float32 in float64 in less time than `sum`, but one by one, which is not enough for float64 itself.
-    return float(np.einsum("i->", values, dtype=np.float64) if values.dtype == np.float32 else values.sum())
+        np.bitwise_and(bits, values.view(bits.dtype), out=bits)
+        # Adds up float32 in float64 in less time than `sum`, but one by one, which is not enough for float64 itself.
+        return float(np.einsum("i->", work, dtype=np.float64) if work.dtype == np.float32 else work.sum())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -27,7 +29,8 @@ def solve(problem: Selection, how: How = "closed-form", **options: Any) -> Solut
 
     how: "closed-form" is exact for every `Selection` without budgets and takes a few passes over the costs, on their
     device. Ties go to the smaller position: earlier tensor, then smaller flat index; -0.0 equals 0.0. Option: certify
-    (default True), whether to make the certificate, which takes up to two passes more.
+    (default True), whether to make the certificate, which takes up to two passes more. Objective and bound are added up
+    when first read, and until then the solution holds the costs: see `LateSolution`.
     "exact" is a solver of integer programs, for comparison; options: see `solve_exact`. "relaxed" is the linear
     program; options: see `solve_relaxed`. Both copy the costs to float64 on the CPU.
     "lagrangian" is for budgets, however many the entries: their prices, the linear program's bound, and a mask close to
@@ -78,6 +81,52 @@ def solve(problem: Selection, how: How = "closed-form", **options: Any) -> Solut
     from argprune.solvers.ilp.relaxed import solve_relaxed
 
     return solve_relaxed(problem, **options)
+
+
+class LateSolution(Solution):
+    """A solution proved optimal whose objective and bound, one and the same sum, are added up when first read.
+
+    The masks are the answer and the certificate its proof; the sum can take longer than both. Until it is read, the
+    costs stay in memory as long as the solution does. It is of the costs and masks as they were solved: where torch has
+    written to one of them since, reading it raises ValueError (what NumPy writes goes unnoticed). A copy, and what is
+    pickled, holds the sum and no costs.
+    """
+
+    @classmethod
+    def of(
+        cls, costs: Sequence[Tensor], masks: list[Tensor], seconds: float, certificate: Certificate | Any | None
+    ) -> LateSolution:
+        """The solution with these masks."""
+        made = object.__new__(cls)
+        made.__dict__.update(masks=masks, gap=0.0, status="optimal", seconds=seconds, certificate=certificate)
+        if any(tensor.is_inference() for tensor in (*costs, *masks)):
+            # These do not count what is written to them.
+            made.__dict__["objective"] = _objective(costs, masks)
+        else:
+            made.__dict__["_solved"] = [(tensor, tensor._version) for tensor in (*costs, *masks)]
+        return made
+
+    @cached_property
+    def objective(self) -> float:
+        """The sum of kept costs."""
+        solved = self.__dict__["_solved"]
+        if any(tensor._version != version for tensor, version in solved):
+            raise ValueError(
+                "Solution: objective of costs or masks that were written to after they were solved; read it before."
+            )
+        tensors = [tensor for tensor, _ in solved]
+        number = len(tensors) // 2
+        result = _objective(tensors[:number], tensors[number:])
+        del self.__dict__["_solved"]
+        return result
+
+    @cached_property
+    def bound(self) -> float:
+        """The objective: no mask costs less."""
+        return self.objective
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Solution, tuple(getattr(self, one.name) for one in fields(self))
 
 
 def optimal_masks(problem: Selection) -> list[Tensor]:
@@ -180,6 +229,14 @@ def _choose(costs: Sequence[Tensor], keep: int) -> one_pass.Chosen | None:
     return one_pass.choose(costs, keep)
 
 
+def _objective(costs: Sequence[Tensor], masks: Sequence[Tensor]) -> float:
+    if costs[0].device.type == "cpu" and sum(cost.numel() for cost in costs) >= one_pass.LEAST:
+        result = one_pass.kept_sum(costs, masks)
+        if math.isfinite(result):
+            return result
+    return objective_of(costs, masks)
+
+
 def _closed_form(problem: Selection, start: float, certify: bool = True) -> Solution:
     bounded = problem.groups is not None or problem.least is not None or problem.most is not None
     one_count = isinstance(problem.keep, int) and not bounded
@@ -190,10 +247,6 @@ def _closed_form(problem: Selection, start: float, certify: bool = True) -> Solu
         # The one pass finds NaN on its way.
         refuse_nan(problem.tensors)
         masks = _up_to_threshold(problem.tensors, problem.limits()[0]) if one_count else optimal_masks(problem)
-    if chosen is not None and math.isfinite(chosen.objective):
-        objective = chosen.objective
-    else:
-        objective = objective_of(problem.tensors, masks)
     certificate: Certificate | GroupCertificate | None = None
     if certify and problem.groups is not None:
         certificate = GroupCertificate.of(problem.tensors, masks, problem.groups)
@@ -206,4 +259,4 @@ def _closed_form(problem: Selection, start: float, certify: bool = True) -> Solu
         certificate = Certificate.of(
             problem.tensors, masks, per_tensor=per_tensor, least=problem.least, most=problem.most
         )
-    return Solution(masks, objective, objective, 0.0, "optimal", time.perf_counter() - start, certificate)
+    return LateSolution.of(problem.tensors, masks, time.perf_counter() - start, certificate)

@@ -22,13 +22,11 @@ from torch.optim import Optimizer
 from argprune.solvers.criteria.base import Accumulators, Elementwise, Evidence, Smoothing
 from argprune.solvers.groups import Weight
 from argprune.solvers.ilp import Certificate, Selection, solve
+from argprune.solvers.ilp.problem import chunks
 from argprune.solvers.methods.base import Method, State, Support, keep_count, zero_fraction
 from argprune.solvers.schedules import CubicSparsity, Phases, check_sparsity
 
 Masks = Literal["persistent", "soft", "nested"]
-
-# Entries whose scores are computed at a time: all that they need stays in a core's cache.
-_CHUNK = 1 << 16
 
 
 class Scored(Method):
@@ -71,9 +69,13 @@ class Scored(Method):
         self._begin, self._end = self._phases.steps(total_steps)
         self._schedule = CubicSparsity(self.sparsity, self._begin, self._end)
         self._scores = self._criterion()
+        # Of costs, scores negated: what the program minimises is then there without a pass of its own. Contiguous, so
+        # that flat parts of them are views, which take what is written.
         self._accumulators = [self._smoothing.start(weight.parameter.detach()) for weight in weights]
-        # Contiguous, so that flat parts of them are views, which take what is written.
-        self._costs = [torch.empty(w.parameter.shape, dtype=torch.float32, device=w.parameter.device) for w in weights]
+        self._costs = [
+            made["average"] if self._smoothing.averages else torch.zeros_like(made["window"])
+            for made in self._accumulators
+        ]
         # Steps in the current window, events so far, sparsity of the last event's mask, and the sum over the pruning
         # phase's steps of the sparsity that their forward passes really had.
         self._counters = {"batches": 0.0, "events": 0.0, "masked": 0.0, "forward": 0.0}
@@ -121,11 +123,15 @@ class Scored(Method):
     def _accumulate(self, step: int, learning_rate: float) -> None:
         event, first = self._is_event(step), self._counters["batches"] == 0
         self._counters["batches"] += 1
-        batches = int(self._counters["batches"])
+        batches, beta = int(self._counters["batches"]), self._smoothing.beta
         for chunk, evidence, cost in self._chunks(learning_rate):
-            self._smoothing.add(chunk, self._scores.raw(evidence), first=first)
+            if event and first and self._smoothing.uncertainty is None:
+                # A window of one batch goes into the average without a window in between.
+                self._scores.blend(cost, evidence, keep=beta, factor=beta - 1)
+                continue
+            self._scores.blend(chunk["window"], evidence, keep=0.0 if first else 1.0, factor=-1.0)
             if event:
-                torch.neg(self._smoothing.close(chunk, batches), out=cost)
+                self._smoothing.close(chunk, batches, out=cost)
         if event:
             self._counters["batches"] = 0
 
@@ -134,10 +140,7 @@ class Scored(Method):
         for weight, accumulators, cost in zip(self._weights, self._accumulators, self._costs, strict=True):
             parameter = weight.parameter.detach()
             gradient = torch.zeros_like(parameter) if weight.parameter.grad is None else weight.parameter.grad
-            tensors = (parameter, gradient, cost, *accumulators.values())
-            for values, slope, costs, *parts in zip(
-                *(torch.split(t.reshape(-1), _CHUNK) for t in tensors), strict=True
-            ):
+            for values, slope, costs, *parts in chunks(parameter, gradient, cost, *accumulators.values()):
                 yield (
                     dict(zip(accumulators, parts, strict=True)),
                     # Before the step `weight` is what it says; after it, `stepped` is, and `weight` is not read.
@@ -179,7 +182,7 @@ class Scored(Method):
         """Masks, accumulated scores, counters and the last certificate."""
         state = {**self._support.state_dict(), **self._counters}
         for weight, accumulators in zip(self._weights, self._accumulators, strict=True):
-            state |= {f"{name}.{weight.name}": value for name, value in accumulators.items()}
+            state |= {f"{name}.{weight.name}": _negated(name, value) for name, value in accumulators.items()}
         if (certificate := self._verified()) is not None:
             state["certificate"] = json.dumps(certificate.to_dict())
         return state
@@ -190,7 +193,7 @@ class Scored(Method):
         self._counters = {name: float(state[name]) for name in self._counters}
         for weight, accumulators in zip(self._weights, self._accumulators, strict=True):
             for name, value in accumulators.items():
-                value.copy_(state[f"{name}.{weight.name}"])
+                value.copy_(_negated(name, state[f"{name}.{weight.name}"]))
         if "certificate" in state:
             self._certificate = Certificate.from_dict(json.loads(state["certificate"]))
 
@@ -209,3 +212,8 @@ class Scored(Method):
             "forward_sparsity": self._counters["forward"] / (self._end + 1),
             "certificate": None if certificate is None else certificate.to_dict(),
         }
+
+
+def _negated(name: str, accumulator: Tensor) -> Tensor:
+    """An accumulator of costs as one of scores, which checkpoints hold, or back; deviations are of both."""
+    return accumulator if name == "deviation" else -accumulator

@@ -150,8 +150,8 @@ EXACT = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", EXACT)
-def test_the_objective_of_one_pass_is_the_exact_sum(name: str, dtype: torch.dtype) -> None:
-    """Whichever way its pieces are summed: all of them clamped, those below masked, none below."""
+def test_sums_over_many_entries_are_exact(name: str, dtype: torch.dtype) -> None:
+    """Of what is kept, when it is asked for, and of what lies below a bracket, during the pass."""
     u = torch.rand(N, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     cost = EXACT[name](u).to(dtype)
     for keep in (3, N // 2000, N // 100, N // 10, N // 3, N - 5):
@@ -163,6 +163,15 @@ def test_the_objective_of_one_pass_is_the_exact_sum(name: str, dtype: torch.dtyp
         else:
             # 1e-13 of the sum of magnitudes: float32 sums would be wrong by 1e-8 of it.
             assert abs(solution.objective - math.fsum(kept)) <= 1e-13 * math.fsum(map(abs, kept))
+        low = float(cost.kthvalue(keep).values)
+        seen = one_pass.look([cost[:1000], cost[1000:]], low, low, N)
+        assert seen is not None
+        below = cost[cost < low].tolist()
+        assert seen.below == len(below)
+        if -math.inf in below:
+            assert seen.total == -math.inf
+        else:
+            assert abs(seen.total - math.fsum(below)) <= 1e-13 * math.fsum(map(abs, below))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -201,15 +210,17 @@ def test_one_pass_gives_up_where_its_sample_misleads(monkeypatch: pytest.MonkeyP
 def test_one_pass_is_the_same_with_every_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     cost = torch.randn(N, generator=torch.Generator().manual_seed(6))
     monkeypatch.setattr(one_pass, "_PIECE", 1 << 12)
-    one = one_pass.choose([cost], N // 10)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     three = one_pass.choose([cost], N // 10)
-    assert one is not None
     assert three is not None
+    of_three = one_pass.kept_sum([cost], three.masks)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    one = one_pass.choose([cost], N // 10)
+    assert one is not None
     assert torch.equal(one.masks[0], three.masks[0])
     assert (one.largest_kept, one.smallest_pruned, one.ties) == (three.largest_kept, three.smallest_pruned, three.ties)
     # Pieces are summed in order of position, whichever thread was done first.
-    assert one.objective == three.objective
+    assert one_pass.kept_sum([cost], one.masks) == of_three
 
 
 def test_refusals() -> None:

@@ -556,6 +556,29 @@ def test_pins_scores_are_platons_under_sgd_and_not_under_adamw() -> None:
 # Smoothing.
 
 
+@every
+@settings(max_examples=15)
+@given(
+    seed=seeds,
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    keep=st.sampled_from([0.0, 0.85, 1.0]),
+    factor=st.sampled_from([1.0, -1.0, -0.15]),
+)
+def test_blending_is_raw_scores_added(
+    spec: dict[str, Any], seed: int, dtype: torch.dtype, keep: float, factor: float
+) -> None:
+    criterion = build(spec)
+    if not isinstance(criterion, Elementwise):
+        return
+    [batch] = batches_of(seed, number=1, dtype=dtype)
+    before = torch.randn(batch.weight.shape, generator=torch.Generator().manual_seed(seed))
+    expected = factor * criterion.raw(batch).double() + (keep * before.double() if keep else 0.0)
+    # Where nothing is kept, nothing of what was there may show.
+    into = before.clone() if keep else torch.full_like(before, torch.nan)
+    criterion.blend(into, batch, keep=keep, factor=factor)
+    close(into, expected)
+
+
 def platon_reference(
     raws: Sequence[Sequence[float]], window: int, beta: float, uncertainty: float | None
 ) -> list[list[float]]:
@@ -584,7 +607,7 @@ def smoothed(smoothing: Smoothing, raws: Tensor, window: int) -> list[Tensor]:
     for begin in range(0, len(raws), window):
         rows = raws[begin : begin + window]
         for index, row in enumerate(rows):
-            smoothing.add(accumulators, row, first=index == 0)
+            accumulators["window"].mul_(index > 0).add_(row)
         results.append(smoothing.close(accumulators, len(rows)).clone())
     return results
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from argprune.solvers.groups import Weight
-from argprune.solvers.ilp import Certificate
+from argprune.solvers.ilp import Certificate, problem
 from argprune.solvers.methods import PINS, PLATON, Method
 from argprune.solvers.methods.base import keep_count
 from argprune.solvers.schedules import CubicSparsity, Phases
@@ -213,6 +213,47 @@ def test_equal_costs_are_kept_by_flat_index() -> None:
     method.before_step(0)
     method.after_step(0, 0.1)
     assert flat(method.finish().values()).tolist() == [True] * 27 + [False] * 27
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"every": 1},
+    {"beta": 0.85},
+    {"beta": 0.85, "every": 1, "masks": "nested"},
+    {"beta": 0.6, "uncertainty": 0.9},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_weights_larger_than_a_chunk_are_treated_alike(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> Tensor:
+        loop = Loop(PINS(sparsity=0.7, **{**PLAIN, **options}))
+        return torch.stack([flat(loop.parameters) for _ in loop.steps()])
+
+    whole = run()
+    monkeypatch.setattr(problem, "_CHUNK", 7)
+    assert torch.equal(run(), whole)
+
+
+@pytest.mark.parametrize("options", [one for one in OPTIONS if "beta" in one], ids=str)
+def test_checkpoints_hold_scores_and_costs_are_their_negative(options: dict[str, Any]) -> None:
+    method = PINS(sparsity=0.7, **{**PLAIN, **options})
+    loop = Loop(method)
+    last = list(loop.steps(method._begin + method.every + 1))[-1]
+    assert method._is_event(last)
+    state: dict[str, Any] = method.state_dict()
+    scores = flat(state[f"average.w{i}"] for i in range(2))
+    if method.uncertainty is not None:
+        scores = scores * flat(state[f"deviation.w{i}"] for i in range(2))
+    torch.testing.assert_close(flat(method._costs), -scores)
+    again = PINS(sparsity=0.7, **{**PLAIN, **options})
+    again.attach(loop.weights, TOTAL)
+    again.load_state_dict(state)
+    restored: dict[str, Any] = again.state_dict()
+    assert restored.keys() == state.keys()
+    assert all(torch.equal(restored[name], value) for name, value in state.items() if isinstance(value, Tensor))
 
 
 def test_a_weight_without_a_gradient_counts_as_one_of_cost_zero() -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import itertools
 import math
+import pickle
 import sys
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from argprune.solvers.groups import Blocks, Columns, Rows, Whole
-from argprune.solvers.ilp import Certificate, Selection, exact, keep_largest, one_pass, solve
+from argprune.solvers.ilp import Certificate, Selection, Solution, exact, keep_largest, one_pass, solve
 from argprune.solvers.prox.structured_sets import NM
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -95,14 +100,61 @@ def test_one_pass_is_the_same_whatever_its_sample(
         patch.setattr(torch, "get_num_threads", lambda: threads)
         solution = solve(problem)
         uncertified = solve(problem, certify=False)
+        objective = solution.objective
     assert solution.certificate == expected.certificate
     assert uncertified.certificate is None
     for mask, other, same in zip(solution.masks, uncertified.masks, expected.masks, strict=True):
         assert torch.equal(mask, same)
         assert torch.equal(other, same)
     if math.isinf(expected.objective):
-        assert solution.objective == expected.objective
-    assert solution.objective == pytest.approx(expected.objective, rel=1e-12, abs=1e-12)
+        assert objective == expected.objective
+    assert objective == pytest.approx(expected.objective, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [5, 1 << 17])
+def test_the_objective_is_summed_when_read_and_lets_go_of_the_costs(size: int) -> None:
+    def solved() -> tuple[Solution, weakref.ref[Tensor]]:
+        cost = torch.arange(float(size))
+        problem = Selection([cost[:2], cost[2:]], 4)
+        return solve(problem), weakref.ref(problem.tensors[1])
+
+    solution, cost = solved()
+    gc.collect()
+    assert cost() is not None
+    assert solution.objective == solution.bound == 6
+    gc.collect()
+    assert cost() is None
+    # What is left is a plain solution with all its fields.
+    again = replace(solution, seconds=0.0)
+    assert (again.objective, again.bound, again.gap, again.certificate) == (6, 6, 0, solution.certificate)
+
+
+def test_an_unread_objective_survives_a_copy_and_no_change_of_its_costs() -> None:
+    costs, message = torch.tensor([3.0, 1.0, 2.0]), "objective of costs or masks that were written to"
+    for copied in (pickle.loads(pickle.dumps(solve(Selection(costs, 2)))), copy.deepcopy(solve(Selection(costs, 2)))):
+        assert type(copied) is Solution
+        assert (copied.objective, copied.bound, copied.masks[0].tolist()) == (3, 3, [False, True, True])
+    read, mask_changed = (solve(Selection(costs.clone(), 2)) for _ in range(2))
+    assert read.objective == 3
+    read.masks[0].zero_()
+    assert (read.objective, read.bound) == (3, 3)
+    mask_changed.masks[0].zero_()
+    changed = costs.clone()
+    late = solve(Selection(changed, 2))
+    changed.view(-1)[0] = -5.0
+    for solution in (late, mask_changed):
+        with pytest.raises(ValueError, match=message):
+            _ = solution.objective
+        with pytest.raises(ValueError, match=message):
+            _ = solution.bound
+
+
+def test_costs_that_do_not_count_changes_are_summed_at_once() -> None:
+    with torch.inference_mode():
+        costs = torch.tensor([3.0, 1.0, 2.0])
+        solution = solve(Selection(costs, 2))
+        costs[0] = -5.0
+        assert (solution.objective, solution.bound) == (3, 3)
 
 
 def large() -> dict[str, Tensor]:
