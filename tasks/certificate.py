@@ -19,11 +19,12 @@ SELECTION = "selection"
 _WEIGHTS = "model.safetensors"
 
 
-def certify(run: Path, sparsity: float) -> dict[str, Any]:
+def certify(run: Path, sparsity: float, tolerance: float | None = None) -> dict[str, Any]:
     """The certificate of a run folder, from its saved model and masks.
 
-    sparsity: the one asked for. `holds` is True if no pruned entry is nonzero and the number of kept entries is the
-    asked one up to rounding in each matrix. Raises ValueError where a mask has no weight in the saved model.
+    sparsity: the one asked for. tolerance: by how many entries the number kept may differ from the asked one; None:
+    rounding in each matrix, half an entry. `holds` is True if no pruned entry is nonzero and the number of kept entries
+    is the asked one within the tolerance. Raises ValueError where a mask has no weight in the saved model.
     """
     masks = load_file(run / MASKS)
     saved = load_file(run / MODEL / _WEIGHTS)
@@ -35,15 +36,16 @@ def certify(run: Path, sparsity: float) -> dict[str, Any]:
     revived = sum(int((saved[name][~mask] != 0).sum()) for name, mask in masks.items())
     nonzero = sum(int(saved[name].count_nonzero()) for name in masks)
     wanted = total - sparsity * total
+    tolerance = 0.5 * len(masks) if tolerance is None else tolerance
     return {
         "kind": "support",
         "total": total,
         "kept": kept,
         "wanted": wanted,
-        "tolerance": 0.5 * len(masks),
+        "tolerance": tolerance,
         "nonzero": nonzero,
         "revived": revived,
-        "holds": revived == 0 and abs(kept - wanted) <= 0.5 * len(masks),
+        "holds": revived == 0 and abs(kept - wanted) <= tolerance,
         "sparsity": sparsity,
         "sha256": {name: _sha256(run / name) for name in (MASKS, f"{MODEL}/{_WEIGHTS}")},
     }
@@ -54,7 +56,7 @@ def check_certificate(run: Path) -> bool:
     stored = json.loads((run / CERTIFICATE).read_text(encoding="utf-8"))
     # Costs are not saved: what was proved of the selection was checked when it was made.
     stored.pop(SELECTION, None)
-    return bool(stored["holds"]) and stored == certify(run, stored["sparsity"])
+    return bool(stored["holds"]) and stored == certify(run, stored["sparsity"], stored["tolerance"])
 
 
 def _sha256(path: Path) -> str:

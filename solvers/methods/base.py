@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from argprune.solvers.groups import Weight
+from argprune.solvers.groups import Tied, Weight
 from argprune.solvers.ilp.closed_form import keep_largest
 from argprune.solvers.methods.outputs import Outputs
 
@@ -21,10 +21,19 @@ class Method:
 
     The harness calls `attach` once, `wrap_optimizer` once, then for every optimizer step `before_step` (gradients are
     there and clipped) and `after_step` (weights have moved), and `finish` at the end. A killed run calls `attach`,
-    `wrap_optimizer` and `load_state_dict` and goes on to the same bits.
+    `wrap_optimizer` and `load_state_dict` and goes on to the same bits. Methods whose `wants_ties` names some get them
+    by `tie` before all else.
     """
 
     sparsity: float
+
+    @property
+    def wants_ties(self) -> tuple[Literal["heads", "neurons"], ...]:
+        """The kinds of units, tied across matrices, that `tie` must bring before `attach`."""
+        return ()
+
+    def tie(self, ties: Sequence[Tied]) -> None:
+        """Take the units that hold all of the weights to prune; called where `wants_ties` names some."""
 
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
         """Take the weights to prune and the number of optimizer steps of the run."""
@@ -60,6 +69,14 @@ class Method:
     def finish(self) -> dict[str, Tensor]:
         """Make the weights' zeros final; masks by weight name, True = kept."""
         raise NotImplementedError
+
+    @property
+    def tolerance(self) -> float | None:
+        """After `attach`: by how many entries the number kept may differ from the asked one; None: half an entry each.
+
+        Half an entry of each matrix is what rounding takes; whole groups may take more.
+        """
+        return None
 
     def state_dict(self) -> State:
         """All that a resumed run needs beyond weights and optimizer: tensors, numbers and strings by name."""

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from argprune.solvers.groups import Weight
-from argprune.solvers.ilp.closed_form import keep_largest
-from argprune.solvers.methods.base import Method, State, Support, keep_count, zero_fraction
+from argprune.solvers.methods.base import Method, State, Support, magnitude_masks, zero_fraction
 from argprune.solvers.prox.base import Regularizer
 from argprune.solvers.prox.optimizer import Metric, ProximalOptimizer
 from argprune.solvers.schedules import CubicSparsity, Phases
@@ -131,15 +130,14 @@ class Penalised(Method):
         nonzero = sum(int(p.count_nonzero()) for p in parameters)
         total = sum(p.numel() for p in parameters)
         self._prox_sparsity = 1 - nonzero / total
-        magnitudes = [p.abs() for p in parameters]
-        if self.scope == "global":
-            masks = keep_largest(magnitudes, keep_count(total, self.sparsity))
-        else:
-            masks = [keep_largest([m], keep_count(m.numel(), self.sparsity))[0] for m in magnitudes]
-        self._support.fix(masks)
+        self._support.fix(self._final_masks())
         self._top_up = nonzero - sum(int(p.count_nonzero()) for p in parameters)
         self._proximal.strength = 0.0
         self._proximal.regularizers = [self._regularizer(index) for index in range(len(self._weights))]
+
+    def _final_masks(self) -> list[Tensor]:
+        """The supports at the end of the pruning phase, of exactly the asked sparsity."""
+        return magnitude_masks(self._weights, self.sparsity, self.scope)
 
     def finish(self) -> dict[str, Tensor]:
         """The masks of the support."""

@@ -22,11 +22,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from argprune.solvers import registry
-from argprune.solvers.groups import Weight
+from argprune.solvers.groups import Groups, Transposed, Weight
 from argprune.solvers.methods.base import State
 from argprune.solvers.methods.penalised import Penalised
+from argprune.solvers.methods.structures import (
+    Structure,
+    StructureName,
+    count_tolerance,
+    select_groups,
+    tie_masks,
+)
 from argprune.solvers.prox.base import Regularizer
 from argprune.solvers.prox.numerical import with_prox
 from argprune.solvers.prox.optimizer import Metric
@@ -43,6 +51,7 @@ from argprune.solvers.schedules import Phases, check_sparsity
         {"sparsity": 0.6},
         {"sparsity": 0.6, "regularizer": {"name": "mcp", "gamma": 2.0}, "metric": "metric"},
         {"sparsity": 0.6, "regularizer": "l0", "reweighting": "log"},
+        {"sparsity": 0.5, "regularizer": {"name": "group_log_sum", "eps": 0.3}, "structure": "columns"},
     ],
 )
 @dataclass
@@ -59,6 +68,9 @@ class Proximal(Penalised):
     between reweightings.
     metric: the prox step: "decoupled" (learning rate), "metric" (exact in Adam's metric) or "constant" (`prox_step`).
     strength: penalty strength; None: found by search so that the prox itself reaches the sparsity.
+    structure: the groups of a grouped regularizer: "rows", "columns", "block-rows" (`width` inputs wide, or in `strips`
+    strips), "block-columns" (`height` outputs high, or in `strips` strips) or "blocks" (`height` x `width`), sizes 16
+    unless given; the sparsity is then of groups. "elements" leaves the regularizer as it is.
     fused: compile the prox and, where the strength is given, the optimizer's step with it (seconds, once).
     warmup, cooldown: fractions of the run before the first prox and with the support fixed.
     """
@@ -74,6 +86,10 @@ class Proximal(Penalised):
     warmup: float = 0.06
     cooldown: float = 0.4
     fused: bool = False
+    structure: StructureName = "elements"
+    width: int | None = None
+    height: int | None = None
+    strips: int | None = None
     scope = "matrix"
 
     def __post_init__(self) -> None:
@@ -81,11 +97,34 @@ class Proximal(Penalised):
         self._phases = Phases(self.warmup, self.cooldown)
         self._check("proximal")
         self._rule = self._build_rule()
-        self._base = with_prox(registry.build("regularizers", self.regularizer))
+        self._structure = Structure(self.structure, self.width, self.height, self.strips)
+        # Of weights stored as matrices, and of transposed ones.
+        self._base, self._turned = self._build_regularizer(False), self._build_regularizer(True)
         separable = bool(getattr(self._base, "separable", False))
         if not separable and (self._rule is not None or self.metric == "metric"):
             wanted = "metric 'metric'" if self.metric == "metric" else f"reweighting {self.reweighting!r}"
             raise ValueError(f"proximal: {wanted} needs a separable regularizer; {self.regularizer!r} ties entries.")
+
+    def _build_regularizer(self, transposed: bool) -> Any:
+        if self.structure == "elements":
+            return with_prox(registry.build("regularizers", self.regularizer))
+        if self._structure.kinds:
+            raise ValueError(
+                f"proximal: structure {self.structure!r} is tied across matrices, and a regularizer is of one; "
+                f"use method 'block-lasso', or a structure of matrices."
+            )
+        spec: dict[str, Any] = (
+            {"name": self.regularizer} if isinstance(self.regularizer, str) else dict(self.regularizer)
+        )
+        if "groups" not in inspect.signature(registry.resolve("regularizers", str(spec.get("name")))).parameters:
+            raise ValueError(
+                f"proximal: structure {self.structure!r} needs a regularizer of groups, such as group_lasso or "
+                f"group_mcp; {self.regularizer!r} has none."
+            )
+        groups: Groups = self._structure.groups()
+        return with_prox(
+            registry.build("regularizers", {**spec, "groups": Transposed(groups) if transposed else groups})
+        )
 
     def _build_rule(self) -> Any:
         if self.reweighting == "none":
@@ -104,11 +143,13 @@ class Proximal(Penalised):
         return rule
 
     def _measure(self, weights: Sequence[Weight]) -> None:
+        self._ties = self._structure.ties(weights, None)
         sizes = [float(w.parameter.detach().square().mean().sqrt()) for w in weights]
         self._scales = [2.0 ** round(math.log2(size)) if size > 0 else 1.0 for size in sizes]
 
     def _regularizer(self, index: int) -> Scaled:
-        return Scaled(self._base, self._scales[index])
+        base = self._turned if self._weights[index].transposed else self._base
+        return Scaled(base, self._scales[index])
 
     def _reweighted(self, index: int) -> Regularizer | None:
         if self._rule is None:
@@ -119,6 +160,16 @@ class Proximal(Penalised):
 
     def _controller_for(self, target: Callable[[], float], exact: Callable[[], bool]) -> StrengthSearch:
         return StrengthSearch(target, exact)
+
+    def _final_masks(self) -> list[Tensor]:
+        if self.structure == "elements":
+            return super()._final_masks()
+        return tie_masks(self._weights, self._ties, select_groups(self._ties, self.sparsity, "matrix"))
+
+    @property
+    def tolerance(self) -> float | None:
+        """What whole groups take."""
+        return None if self.structure == "elements" else count_tolerance(self._ties, self.sparsity, "matrix")
 
     def state_dict(self) -> State:
         """Scales and factors beside what every method of this kind saves."""

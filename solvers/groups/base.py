@@ -16,7 +16,11 @@ from torch import Tensor
 
 @runtime_checkable
 class Groups(Protocol):
-    """A partition of a matrix's entries into groups of equal size."""
+    """A partition of a matrix's entries into groups, as rows of equal length.
+
+    Where groups differ in size, `split` fills the shorter ones with zeros (False in a mask), which `join` drops:
+    zeros change no norm, and `group_sizes` does not count them.
+    """
 
     def split(self, w: Tensor) -> Tensor:
         """Return `w` as (groups, group_size); a view where strides allow."""
@@ -58,39 +62,11 @@ class Columns:
 
     def split(self, w: Tensor) -> Tensor:
         """Return the (rows, columns) matrix `w` as (columns, rows), a view."""
-        return _matrix("Columns", w).t()
+        return checked_matrix("Columns", w).t()
 
     def join(self, groups: Tensor, shape: torch.Size) -> Tensor:
         """Return (columns, rows) as the (rows, columns) matrix."""
         return groups.t()
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Every block of `rows` x `columns` adjacent entries of a matrix is a group; the sizes must divide the matrix's."""
-
-    rows: int
-    columns: int
-
-    def __post_init__(self) -> None:
-        if self.rows < 1 or self.columns < 1:
-            raise ValueError(f"Blocks: {self.rows} x {self.columns}; a block has at least one row and one column.")
-
-    def split(self, w: Tensor) -> Tensor:
-        """Return `w` as (blocks, rows * columns), blocks and their entries in row-major order."""
-        height, width = _matrix("Blocks", w).shape
-        if height % self.rows or width % self.columns:
-            raise ValueError(
-                f"Blocks: {self.rows} x {self.columns} does not divide a {height} x {width} matrix. Give divisors."
-            )
-        tiles = w.reshape(height // self.rows, self.rows, width // self.columns, self.columns)
-        return tiles.transpose(1, 2).reshape(-1, self.rows * self.columns)
-
-    def join(self, groups: Tensor, shape: torch.Size) -> Tensor:
-        """Return the blocks as a matrix of the given shape."""
-        height, width = shape
-        tiles = groups.reshape(height // self.rows, width // self.columns, self.rows, self.columns)
-        return tiles.transpose(1, 2).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -106,9 +82,35 @@ class Whole:
         return groups.reshape(shape)
 
 
-def _matrix(name: str, w: Tensor) -> Tensor:
+def group_sizes(groups: Groups, shape: torch.Size, device: torch.device | str = "cpu") -> Tensor:
+    """The number of entries of each group of a tensor of this shape, int64 (groups,); padding does not count.
+
+    >>> from argprune.solvers.groups import BlockRows
+    >>> group_sizes(BlockRows(width=2), torch.Size((1, 5)))
+    tensor([2, 2, 1])
+    """
+    return groups.split(torch.ones(shape, dtype=torch.bool, device=device)).sum(1)
+
+
+def group_norms(w: Tensor, groups: Groups, rms: bool = False) -> Tensor:
+    """The l2 norm of each group, float64 (groups,); with `rms` its root mean square, over true sizes.
+
+    w: floating tensor that `groups` can split. Norms of groups grow with the square root of their size; root mean
+    squares do not, so that one threshold is fair to all of them.
+
+    >>> group_norms(torch.tensor([[3.0, 4.0, 0.0, 5.0]]), Rows())
+    tensor([7.0711], dtype=torch.float64)
+    >>> group_norms(torch.tensor([[1.0, 1.0, 1.0, 1.0]]), Rows(), rms=True)
+    tensor([1.], dtype=torch.float64)
+    """
+    norms: Tensor = torch.linalg.vector_norm(groups.split(w.detach()), dim=1, dtype=torch.float64)
+    return norms / group_sizes(groups, w.shape, w.device).double().sqrt() if rms else norms
+
+
+def checked_matrix(owner: str, w: Tensor) -> Tensor:
+    """w. Raises ValueError unless it is a matrix."""
     if w.dim() != 2:
-        raise ValueError(f"{name}: a tensor of shape {tuple(w.shape)}; these groups are those of a matrix.")
+        raise ValueError(f"{owner}: a tensor of shape {tuple(w.shape)}; these groups are those of a matrix.")
     return w
 
 
@@ -128,5 +130,8 @@ class Weight:
     @property
     def matrix(self) -> Tensor:
         """The detached matrix with one row an output unit; shares memory with the parameter."""
-        data = self.parameter.detach()
-        return data.t() if self.transposed else data
+        return self.oriented(self.parameter.detach())
+
+    def oriented(self, tensor: Tensor) -> Tensor:
+        """A tensor stored like the parameter (a mask, a gradient, a prox step) with rows = output units, and back."""
+        return tensor.t() if self.transposed else tensor

@@ -1,0 +1,106 @@
+"""Groups that span several weights: an attention head, a neuron of a feed-forward layer.
+
+    group g of the tie = union over parts of group g of the part's weight
+
+What computes a unit and what reads it are pruned together, or pruning the one leaves the other without effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from argprune.solvers.groups.base import Groups, Weight, group_sizes
+
+
+class Part(NamedTuple):
+    """A weight of a tie, and the groups of it that belong to the tie's groups, in the same order."""
+
+    weight: Weight
+    groups: Groups
+
+
+@dataclass(frozen=True, eq=False)
+class Tied:
+    """Groups tied across weights; of a single weight, they are its groups.
+
+    name: what holds them, such as a module's path. parts: (weight, groups) pairs with the same number of groups each;
+    a weight occurs in one part only, and its own `groups` are ignored here. count: the number of groups; widths: the
+    columns that each part has in a stack, padding included.
+    Raises ValueError for no parts, for a weight that occurs twice, and where parts disagree on the number of groups.
+
+    >>> first, second = (torch.nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (3, 4)))
+    >>> from argprune.solvers.groups import Columns, Rows
+    >>> neurons = Tied("ffn", (Part(Weight("in", first), Rows()), Part(Weight("out", second), Columns())))
+    >>> neurons.count, neurons.sizes().tolist()
+    (4, [6, 6, 6, 6])
+    """
+
+    name: str
+    parts: Sequence[Part]
+    count: int = field(init=False)
+    widths: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(Part(*part) for part in self.parts))
+        if not self.parts:
+            raise ValueError(f"Tied {self.name!r}: no parts; give at least one (weight, groups) pair.")
+        if len({id(weight.parameter) for weight, _ in self.parts}) < len(self.parts):
+            raise ValueError(f"Tied {self.name!r}: a weight occurs twice; give each of them once.")
+        # Meta tensors have the shapes and no data: even a split that has to copy costs nothing.
+        shapes = [groups.split(torch.empty(w.matrix.shape, device="meta")).shape for w, groups in self.parts]
+        if len({count for count, _ in shapes}) > 1:
+            listing = ", ".join(f"{count} of {w.name}" for (w, _), (count, _) in zip(self.parts, shapes, strict=True))
+            raise ValueError(f"Tied {self.name!r}: parts differ in their number of groups: {listing}.")
+        object.__setattr__(self, "count", shapes[0][0])
+        object.__setattr__(self, "widths", tuple(width for _, width in shapes))
+
+    @property
+    def weights(self) -> list[Weight]:
+        """The weights of the parts."""
+        return [weight for weight, _ in self.parts]
+
+    def sizes(self) -> Tensor:
+        """The number of entries of each group over all parts, int64 (count,); padding does not count."""
+        sizes = [group_sizes(groups, w.matrix.shape, w.parameter.device) for w, groups in self.parts]
+        return torch.stack(sizes).sum(0)
+
+    def stack(self) -> Tensor:
+        """The detached weights as (count, size), the parts side by side; a view where there is one and it allows."""
+        return self.split([weight.parameter.detach() for weight in self.weights])
+
+    def split(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors stored like the parts' parameters (gradients, prox steps) as (count, size), side by side."""
+        stacks = [
+            groups.split(weight.oriented(tensor)) for (weight, groups), tensor in zip(self.parts, tensors, strict=True)
+        ]
+        return stacks[0] if len(stacks) == 1 else torch.cat(stacks, dim=1)
+
+    def join(self, stack: Tensor) -> list[Tensor]:
+        """Undo `split`: a tensor stored like each part's parameter."""
+        pieces = torch.split(stack, list(self.widths), dim=1)
+        return [
+            weight.oriented(groups.join(piece, weight.matrix.shape))
+            for (weight, groups), piece in zip(self.parts, pieces, strict=True)
+        ]
+
+    @torch.no_grad()
+    def assign(self, stack: Tensor) -> None:
+        """Write a (count, size) stack into the weights."""
+        for weight, value in zip(self.weights, self.join(stack), strict=True):
+            weight.parameter.copy_(value)
+
+    def norms(self, rms: bool = False) -> Tensor:
+        """The l2 norm of each group over all parts, float64 (count,); with `rms` its root mean square."""
+        norms: Tensor = torch.linalg.vector_norm(self.stack(), dim=1, dtype=torch.float64)
+        return norms / self.sizes().double().sqrt() if rms else norms
+
+    def masks(self, kept: Tensor) -> list[Tensor]:
+        """The masks of the parts, contiguous and stored like their parameters, from a bool (count,): True = kept."""
+        if kept.shape != (self.count,):
+            raise ValueError(f"Tied {self.name!r}: kept of shape {tuple(kept.shape)} for {self.count} groups.")
+        return [mask.contiguous() for mask in self.join(kept[:, None].expand(-1, sum(self.widths)))]
