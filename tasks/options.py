@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from argprune.solvers import registry
-from argprune.solvers.methods import Dense, Method
+from argprune.solvers.methods import Dense, Method, OneShot
 from argprune.tasks.data import EMBEDDED
 from argprune.tasks.settings import Settings, resolve_precision
 
@@ -58,7 +58,12 @@ def plan(options: Mapping[str, Any]) -> Plan:
     except TypeError as error:
         raise ValueError(f"Bad option: {error}.") from error
     settings = Settings(**{**asdict(settings), "precision": resolve_precision(settings.precision)})
-    return Plan(settings, make_method(name, sparsity, own), name, dense)
+    method = make_method(name, sparsity, own)
+    if settings.epochs == 0 and settings.max_steps is None and not isinstance(method, Dense | OneShot):
+        raise ValueError(f"epochs 0, but method {name!r} prunes while it trains; give epochs, or a one-shot method.")
+    if settings.biases and isinstance(method, OneShot):
+        raise ValueError(f"biases true, but method {name!r} prunes matrices; leave biases out.")
+    return Plan(settings, method, name, dense)
 
 
 def make_method(name: str, sparsity: float | None, options: Mapping[str, Any]) -> Method:

@@ -12,6 +12,9 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.table import Table
 
+# Metrics that are no shares of anything, and so are compared by their ratio.
+_NO_SHARES = frozenset({"perplexity"})
+
 
 class Progress(Protocol):
     """Told by the harness how a training goes."""
@@ -118,7 +121,7 @@ def print_summary(
     for name in ("method", metric, "vs dense", "sparsity", "size", "steps", "train s"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     if len(runs) == 1 and runs[0]["dense"] is not None and runs[0]["method"] != "dense":
-        table.add_row("dense", f"{runs[0]['dense']['test'][metric]:.1%}", "", "0.0%", "100%", "", "")
+        table.add_row("dense", _score(metric, runs[0]["dense"]["test"][metric]), "", "0.0%", "100%", "", "")
     if labels is None:
         several_seeds = len({run["seed"] for run in runs}) > 1
         labels = [run["method"] + (f", seed {run['seed']}" if several_seeds else "") for run in runs]
@@ -127,8 +130,8 @@ def print_summary(
         pruned = dense is not None and run["method"] != "dense"
         table.add_row(
             label,
-            f"{score:.1%}",
-            f"{100 * (score - dense['test'][metric]):+.1f} pt" if pruned else "",
+            _score(metric, score),
+            _difference(metric, score, dense["test"][metric]) if pruned else "",
             f"{sparsity['encoder']:.1%}",
             f"{1 - sparsity['model']:.0%}",
             str(run["steps"]),
@@ -137,6 +140,14 @@ def print_summary(
     # A file or a pipe has no width; rich would assume 80 columns and cut names short.
     console = console or (Console() if sys.stdout.isatty() else Console(width=120))
     console.print(table)
+
+
+def _score(metric: str, value: float) -> str:
+    return f"{value:.2f}" if metric in _NO_SHARES else f"{value:.1%}"
+
+
+def _difference(metric: str, value: float, dense: float) -> str:
+    return f"{value / dense - 1:+.1%}" if metric in _NO_SHARES else f"{100 * (value - dense):+.1f} pt"
 
 
 def _state(values: Mapping[str, Any]) -> str:

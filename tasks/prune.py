@@ -6,8 +6,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from argprune._version import __version__
-from argprune.models import find_weights, load_model, load_tokenizer, measure_sparsity
+from argprune.models import find_ties, find_weights, load_model, load_tokenizer, measure_sparsity
 from argprune.solvers.groups import Weight
-from argprune.solvers.methods import Dense, Method
+from argprune.solvers.methods import Dense, Method, OneShot
 from argprune.tasks.certificate import SELECTION, certify
 from argprune.tasks.data import load_task
 from argprune.tasks.harness import Encoded, PruningTrainer, make_trainer, total_steps
+from argprune.tasks.one_shot import check_one_shot, prune_one_shot
 from argprune.tasks.options import Plan, plan
 from argprune.tasks.progress import make_progress
 from argprune.tasks.runs import (
@@ -39,7 +40,7 @@ from argprune.tasks.runs import (
     write_yaml,
 )
 from argprune.tasks.settings import SHARED
-from argprune.tasks.texts import Classification, hold_out
+from argprune.tasks.texts import Task, hold_out
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Run:
 
     def model(self) -> PreTrainedModel:
         """The pruned model, in evaluation mode."""
-        labels = len(load_task(self.metrics["task"], self.metrics["config"]["data_dir"]).labels)
-        return load_model(str(self.path / MODEL), num_labels=labels)
+        task = load_task(self.metrics["task"], self.metrics["config"]["data_dir"])
+        return load_model(str(self.path / MODEL), kind=task.kind, **task.model_options())
 
 
 def prune(
@@ -115,6 +116,10 @@ def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet
         if reference is not None and replace_reference:
             RunDirectory(reference).clear()
         dense = None if reference is None else _run_reference(planned, reference, quiet=quiet)
+        if isinstance(planned.method, OneShot):
+            # What it prunes is what the reference has learned.
+            assert reference is not None
+            job = job.starting_from(reference / MODEL)
         metrics = job.run(run, dense, quiet=quiet)
     return Run(output, metrics)
 
@@ -157,48 +162,70 @@ class _Job:
     """A run with all that can fail on bad input already loaded."""
 
     planned: Plan
-    task: Classification
+    task: Task
     tokenizer: Any
     model: PreTrainedModel
     weights: list[Weight]
+    data: Mapping[str, Encoded]
+    steps: int
 
     @staticmethod
     def prepare(planned: Plan) -> _Job:
-        settings = planned.settings
+        settings, method = planned.settings, planned.method
         task = load_task(settings.task, settings.data_dir)
         tokenizer = load_tokenizer(settings.model)
         set_seed(settings.seed)
-        model = load_model(settings.model, num_labels=len(task.labels))
-        return _Job(
-            planned,
-            task,
-            tokenizer,
-            model,
-            find_weights(model, settings.include, settings.exclude, biases=settings.biases),
-        )
+        model = load_model(settings.model, kind=task.kind, **task.model_options())
+        limit = getattr(model.config, "max_position_embeddings", settings.max_length)
+        if task.kind == "causal-lm" and settings.max_length > limit:
+            # Every text is as long as that; of other kinds few are.
+            raise ValueError(f"max_length {settings.max_length}, but {settings.model} reads at most {limit} tokens.")
+        weights = find_weights(model, settings.include, settings.exclude, biases=settings.biases)
+        if method.wants_ties:
+            method.tie(find_ties(model, method.wants_ties, weights))
+
+        def encoded(rows: Sequence[Any], *, by_length: bool) -> Encoded:
+            return Encoded(rows, tokenizer, settings.max_length, by_length=by_length, encode=task.encode)
+
+        data = {split: encoded(rows, by_length=split != "train") for split, rows in task.splits.items()}
+        # A slice held out costs a method rows, not steps.
+        steps = total_steps(settings, len(data["train"]))
+        if method.holds_out:
+            train, held = hold_out(task.splits["train"], settings.seed)
+            data |= {"train": encoded(train, by_length=False), "held-out": encoded(held, by_length=True)}
+        if isinstance(method, OneShot):
+            check_one_shot(method, weights, data)
+        return _Job(planned, task, tokenizer, model, weights, data, steps)
+
+    def starting_from(self, folder: Path) -> _Job:
+        """The same with the model of a folder."""
+        settings = self.planned.settings
+        model = load_model(str(folder), kind=self.task.kind, **self.task.model_options())
+        return replace(self, model=model, weights=find_weights(model, settings.include, settings.exclude))
 
     def run(self, run: RunDirectory, dense: Mapping[str, Any] | None, *, quiet: bool) -> dict[str, Any]:
         settings, method = self.planned.settings, self.planned.method
         began = time.monotonic()
-        splits = dict(self.task.splits)
-        # A slice held out costs a method rows, not steps.
-        steps = total_steps(settings, len(splits["train"]))
-        if method.holds_out:
-            splits["train"], splits["held-out"] = hold_out(splits["train"], settings.seed)
-        data = {
-            split: Encoded(rows, self.tokenizer, settings.max_length, by_length=split != "train")
-            for split, rows in splits.items()
-        }
+        data, steps = self.data, self.steps
         title = self.planned.method_name + (f" {method.sparsity:.0%}" if method.sparsity else "")
         method.attach(self.weights, steps)
-        trainer = make_trainer(
-            self.model, self.tokenizer, data, method, settings, steps, run, make_progress(title, quiet=quiet)
-        )
-        train_seconds = trainer.fit(run.last_checkpoint())
+        progress = make_progress(title, quiet=quiet)
+        trainer = make_trainer(self.model, self.tokenizer, self.task, data, method, settings, steps, run, progress)
+        rows, extra = {split: len(part) for split, part in data.items()}, {}
+        if isinstance(method, OneShot):
+            assert dense is not None
+            pruned = prune_one_shot(
+                self.model, self.weights, method, data, self.task.collator(self.tokenizer), settings, run, progress
+            )
+            rows |= pruned.rows
+            seconds = {"train": dense["seconds"]["train"], "prune": pruned.seconds}
+            extra = {"method_report": pruned.report(), "layers": pruned.details()}
+        else:
+            seconds = {"train": trainer.fit(run.last_checkpoint()) if steps else 0.0}
         masks = method.finish()
         measured = time.monotonic()
-        scores = {split: _score(trainer, data[split]) for split in ("validation", "test")}
-        seconds = {"train": train_seconds, "evaluate": time.monotonic() - measured}
+        scores = {split: _score(trainer, data[split], self.task.metric) for split in ("validation", "test")}
+        seconds["evaluate"] = time.monotonic() - measured
         _save(run.path, self.model, self.tokenizer, masks)
         metrics = {
             "task": settings.task,
@@ -212,11 +239,12 @@ class _Job:
             **_sparsity(self.model, self.weights, method),
             "seconds": {**seconds, "total": time.monotonic() - began},
             "method_report": method.report(),
-            "rows": {split: len(rows) for split, rows in data.items()},
+            "rows": rows,
             "versions": _versions(),
             "config": self.planned.to_options(),
+            **extra,
         }
-        certificate = certify(run.path, method.sparsity)
+        certificate = certify(run.path, method.sparsity, method.tolerance)
         if selection := metrics["method_report"].get("certificate"):
             certificate[SELECTION] = selection
         write_json(run.path / CERTIFICATE, certificate)
@@ -226,12 +254,10 @@ class _Job:
         return metrics
 
 
-def _score(trainer: PruningTrainer, data: Encoded) -> dict[str, float]:
+def _score(trainer: PruningTrainer, data: Encoded, metric: str) -> dict[str, float]:
     metrics = trainer.predict(data, metric_key_prefix="test").metrics
     assert metrics is not None
-    return {
-        name.removeprefix("test_"): value for name, value in metrics.items() if name in ("test_accuracy", "test_loss")
-    }
+    return {name: metrics[f"test_{name}"] for name in (metric, "loss")}
 
 
 def _sparsity(model: PreTrainedModel, weights: list[Weight], method: Method) -> dict[str, Any]:

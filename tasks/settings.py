@@ -24,7 +24,7 @@ class Settings:
         task: `stdlib-docs` (embedded) or the name of a task in `data_dir`.
         data_dir: folder of data sets (default: the environment variable ARGPRUNE_DATA).
         seed: seeds initialisation, data order and dropout.
-        epochs: passes over the training split.
+        epochs: passes over the training split; 0 takes the model as it is (methods dense and one-shot ones).
         max_steps: optimizer steps, in place of `epochs`.
         batch_size: examples per optimizer step.
         learning_rate: AdamW's peak learning rate; warmed up, then linear to 0.
@@ -66,8 +66,9 @@ class Settings:
     report_to: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if not 0 <= self.epochs < float("inf"):
+            raise ValueError(f"epochs {self.epochs}: it must be finite and >= 0.")
         for name in (
-            "epochs",
             "batch_size",
             "learning_rate",
             "max_grad_norm",

@@ -1,4 +1,4 @@
-"""The embedded task: tell from a docstring which standard-library package it documents.
+"""The embedded tasks: tell from a docstring which standard-library package it documents; predict docstrings' tokens.
 
 The texts are those of the Python that runs this, read with `ast` and never imported, so that nothing is downloaded.
 They differ a little from one Python version to the next; `metrics.json` records the version, and `model/config.json`
@@ -12,14 +12,17 @@ import hashlib
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from argprune.tasks.language import Language
 from argprune.tasks.texts import Classification, Row
 
 PACKAGES = ("tkinter", "idlelib", "asyncio", "email", "importlib", "logging", "xml", "multiprocessing")
 MASK = "_"
 _MIN_WORDS = 5
+# Of the standard library's folder, what is no documentation: other people's packages, and tests.
+_NO_TEXT = ("site-packages", "dist-packages", "test", "idle_test")
 
 
 def read_stdlib_docs(root: Path | None = None) -> Classification:
@@ -54,8 +57,24 @@ def read_stdlib_docs(root: Path | None = None) -> Classification:
     return Classification("stdlib-docs", labels, rows)
 
 
-def _docstrings(folder: Path) -> Iterator[str]:
+def read_stdlib_lm(root: Path | None = None) -> Language:
+    """Every docstring of at least five words of the standard library under `root` (default: this Python's), tests' but.
+
+    Line breaks are kept. A text is kept once; its hash decides its split, as in `read_stdlib_docs`.
+    """
+    root = root or Path(sysconfig.get_path("stdlib"))
+    splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for text in dict.fromkeys(_docstrings(root, _NO_TEXT)):
+        if len(text.split()) >= _MIN_WORDS:
+            splits[_split(text)].append(text)
+    return Language("stdlib-lm", splits)
+
+
+def _docstrings(folder: Path, without: Sequence[str] = ()) -> Iterator[str]:
+    """Docstrings of the modules below a folder, but for those in folders of some names."""
     for path in sorted(folder.rglob("*.py")):
+        if not set(path.relative_to(folder).parts).isdisjoint(without):
+            continue
         try:
             tree = ast.parse(path.read_bytes())
         except SyntaxError:

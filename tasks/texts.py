@@ -1,12 +1,51 @@
-"""Classification of texts: rows, splits, and the check that makes bad data fail before any training."""
+"""What a task is to the harness, and classification of texts: rows, splits, and the check that bad data fail early."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import Tensor
 
 SPLITS = ("train", "validation", "test")
+T = TypeVar("T")
+
+
+class Task(Protocol):
+    """Data in three splits, and how a model learns and is measured on them: train fits, validation picks, test reports.
+
+    kind: of the model, a key of `argprune.models.KINDS`. metric: the measure that counts; larger_is_better: which way.
+    splits: what the rows are is the task's own affair; every split has some.
+    """
+
+    kind: ClassVar[str]
+    larger_is_better: ClassVar[bool]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def splits(self) -> Mapping[str, Sequence[Any]]: ...
+
+    def model_options(self) -> dict[str, Any]:
+        """What `load_model` must know besides the kind."""
+
+    def encode(self, rows: Sequence[Any], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
+        """Examples of at most `max_length` tokens each, as a model's forward takes them, with their labels."""
+
+    def collator(self, tokenizer: Any) -> Any:
+        """What makes a batch of some examples."""
+
+    def reduce(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of a batch, what `measure` needs, (rows, ...): not more, since it is held for a whole split."""
+
+    def measure(self, prediction: Any) -> dict[str, float]:
+        """The metric by its name, from a `transformers.EvalPrediction` of what `reduce` gave, and the labels."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +68,56 @@ class Classification:
     labels: Sequence[str]
     splits: Mapping[str, Sequence[Row]]
     metric: str = "accuracy"
+    kind: ClassVar[str] = "classification"
+    larger_is_better: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_splits(self.name, self.splits)
         for split in SPLITS:
-            rows = self.splits.get(split, ())
-            if not rows:
-                raise ValueError(f"task {self.name}: split {split!r} is empty; every split needs rows.")
-            unseen = {row.label for row in rows} - set(range(len(self.labels)))
+            unseen = {row.label for row in self.splits[split]} - set(range(len(self.labels)))
             if unseen:
                 known = f"0 to {len(self.labels) - 1}"
                 raise ValueError(f"task {self.name}: split {split!r} has labels {sorted(unseen)}; known: {known}.")
 
+    def model_options(self) -> dict[str, Any]:
+        """The number of labels."""
+        return {"num_labels": len(self.labels)}
 
-def hold_out(rows: Sequence[Row], seed: int, fraction: float = 0.1) -> tuple[list[Row], list[Row]]:
+    def encode(self, rows: Sequence[Row], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
+        """`encode_rows`."""
+        return encode_rows(rows, tokenizer, max_length)
+
+    def collator(self, tokenizer: Any) -> Any:
+        """Padding to the longest text of the batch."""
+        from transformers import DataCollatorWithPadding
+
+        return DataCollatorWithPadding(tokenizer)
+
+    def reduce(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The logits."""
+        return logits
+
+    def measure(self, prediction: Any) -> dict[str, float]:
+        """The share of rows whose largest logit is the label's."""
+        return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def encode_rows(rows: Sequence[Row], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
+    """Tokenised texts (or pairs), cut to `max_length`, with their labels."""
+    pairs = [row.pair for row in rows] if any(row.pair is not None for row in rows) else None
+    texts = [row.text for row in rows]
+    encoded = tokenizer(texts, pairs, truncation=True, max_length=max_length)
+    return [{**{name: encoded[name][i] for name in encoded}, "labels": row.label} for i, row in enumerate(rows)]
+
+
+def check_splits(name: str, splits: Mapping[str, Sequence[Any]]) -> None:
+    """Raise ValueError unless every split has rows."""
+    for split in SPLITS:
+        if not splits.get(split, ()):
+            raise ValueError(f"task {name}: split {split!r} is empty; every split needs rows.")
+
+
+def hold_out(rows: Sequence[T], seed: int, fraction: float = 0.1) -> tuple[list[T], list[T]]:
     """The rows without a random slice, and the slice: a fraction of them, at least one.
 
     Raises ValueError where nothing would be left to train on.

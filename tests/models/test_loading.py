@@ -235,8 +235,11 @@ def test_a_checkpoint_that_lacks_a_block(folder: Path) -> None:
 
 
 def test_bad_arguments() -> None:
-    assert refused("minilm", kind="dreaming") == "Unknown kind 'dreaming'. Known: classification."
+    assert refused("minilm", kind="dreaming") == "Unknown kind 'dreaming'. Known: classification, causal-lm."
     assert "num_labels is 0" in refused("minilm", num_labels=0)
+    assert refused("minilm", num_labels=None) == "num_labels is None for classification; give the number of labels."
+    message = "num_labels is 3 for causal-lm; this kind has no labels, leave it out."
+    assert refused("minilm", kind="causal-lm") == message
 
 
 def test_a_folder_without_a_vocabulary_has_no_tokenizer(folder: Path) -> None:

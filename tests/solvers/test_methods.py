@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
+from argprune.solvers.admm import Moments
 from argprune.solvers.groups import Weight
-from argprune.solvers.methods import RPP, Dense, Magnitude, Method, Outputs, Prediction
+from argprune.solvers.methods import RPP, Dense, Magnitude, Method, OneShot, Outputs, Prediction
 from argprune.solvers.methods.base import keep_count, magnitude_masks, zero_fraction
 from argprune.solvers.prox import ProximalOptimizer, WeightedL1
 from argprune.solvers.registry import registered
@@ -89,6 +90,14 @@ class Run:
             yield step
 
     def finish(self) -> dict[str, Tensor]:
+        if isinstance(self.method, OneShot) and not self.method.pruned:
+            # They prune a trained network, on what its layers are fed.
+            batch = torch.randn(64, SHAPES[0][1], generator=torch.Generator().manual_seed(999)).to(self.truth.dtype)
+            inputs = {"first": batch, "second": batch @ self.parameters[0].detach().t()}
+            moments = {name: Moments(tokens.shape[1]) for name, tokens in inputs.items()}
+            for name, tokens in inputs.items():
+                moments[name].update(tokens)
+            self.method.prune(moments)
         return self.method.finish()
 
     def zeros(self) -> list[int]:

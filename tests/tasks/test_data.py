@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from argprune.tasks.data import list_tasks, load_task
+from argprune.tasks.data import list_tasks, load_classification, load_task
 from argprune.tasks.stdlib_docs import MASK, PACKAGES, read_stdlib_docs
 from argprune.tasks.texts import SPLITS, Classification, Row
 
@@ -75,14 +75,14 @@ def test_stdlib_docs_without_packages(tmp_path: Path) -> None:
 
 
 def test_folder_task(tiny_data: str) -> None:
-    task = load_task("words", tiny_data)
+    task = load_classification("words", tiny_data)
     assert {split: len(task.splits[split]) for split in SPLITS} == {
         "train": 160,
         "validation": 40,
         "test": 40,
     }
     assert task.labels == ["0", "1"]
-    assert [info.name for info in list_tasks(tiny_data)] == ["stdlib-docs", "words"]
+    assert [info.name for info in list_tasks(tiny_data)] == ["stdlib-docs", "stdlib-lm", "words"]
 
 
 def test_folder_task_without_test_part_holds_out_training_rows(tmp_path: Path, write_rows: WriteRows) -> None:
@@ -123,6 +123,11 @@ def test_truncated_gzip_names_file(tmp_path: Path, write_rows: WriteRows) -> Non
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match=r"train.jsonl.gz, line \d+: "):
         load_task("t", tmp_path)
+
+
+def test_a_task_of_another_kind_is_refused_where_labels_are_needed() -> None:
+    with pytest.raises(ValueError, match=r"Task 'stdlib-lm' is of kind causal-lm; give one of classification"):
+        load_classification("stdlib-lm")
 
 
 def test_unknown_task_suggests(tiny_data: str) -> None:

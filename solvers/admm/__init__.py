@@ -1,0 +1,22 @@
+"""Layer-wise reconstruction, ADMM and operator splitting."""
+
+from argprune.solvers.admm.catalogue import SOLVERS as SOLVERS
+from argprune.solvers.admm.layer import Layer as Layer
+from argprune.solvers.admm.layer import LayerSolution as LayerSolution
+from argprune.solvers.admm.layer import LayerSolver as LayerSolver
+from argprune.solvers.admm.layer import Pruned as Pruned
+from argprune.solvers.admm.layer import relative_error as relative_error
+from argprune.solvers.admm.layer import solve_layer as solve_layer
+from argprune.solvers.admm.moments import Moments as Moments
+from argprune.solvers.admm.splitting import BalancedRho as BalancedRho
+from argprune.solvers.admm.splitting import ConstantRho as ConstantRho
+from argprune.solvers.admm.splitting import GrowingRho as GrowingRho
+from argprune.solvers.admm.splitting import Residuals as Residuals
+from argprune.solvers.admm.splitting import RhoRule as RhoRule
+from argprune.solvers.admm.splitting import Split as Split
+from argprune.solvers.admm.splitting import Splitting as Splitting
+from argprune.solvers.admm.splitting import SquaredDistance as SquaredDistance
+from argprune.solvers.admm.supports import NM as NM
+from argprune.solvers.admm.supports import Grouped as Grouped
+from argprune.solvers.admm.supports import Support as Support
+from argprune.solvers.admm.supports import Unstructured as Unstructured
