@@ -26,7 +26,7 @@ from argprune.solvers.ilp.problem import matched, refuse_nan
 
 # Entries looked at together.
 _BATCH = 1 << 20
-_NAMES = ("Elements", "Rows", "Columns", "Blocks", "Whole")
+_NAMES = ("BlockColumns", "BlockRows", "Blocks", "Columns", "Elements", "Rows", "Runs", "Whole")
 
 
 @dataclass(frozen=True)

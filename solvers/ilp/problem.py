@@ -77,6 +77,12 @@ class Selection:
         if self.groups is None or self.keep is None:
             raise ValueError("Selection: group_counts of a problem without counts of groups; give groups and keep.")
         shapes = self._group_shapes(self.groups)
+        for cost, (rows, size) in zip(self.tensors, shapes, strict=True):
+            if rows * size != cost.numel():
+                raise ValueError(
+                    f"Selection: {self.groups} fill a tensor of shape {tuple(cost.shape)} up with zeros, which would "
+                    f"be kept for free; give sizes that divide."
+                )
         number = sum(rows for rows, _ in shapes)
         if isinstance(self.keep, int):
             counts = torch.tensor(_count("keep", self.keep)).expand(number)

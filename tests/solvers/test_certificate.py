@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from argprune.solvers.groups import Blocks, Columns, Groups, Rows, Whole
+from argprune.solvers.groups import BlockColumns, BlockRows, Blocks, Columns, Groups, Rows, Runs, Whole
 from argprune.solvers.ilp import Certificate, GroupCertificate, Selection, group_certificate, problem, solve
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -186,8 +186,8 @@ def test_refusals() -> None:
 @st.composite
 def grouped(draw: st.DrawFn, values: st.SearchStrategy[float] = integers) -> tuple[list[Tensor], Groups]:
     """Two matrices of up to 4 x 4, and groups of two or more of their entries."""
-    partitions: list[Groups] = [Rows(), Columns(), Blocks(1, 2), Blocks(2, 2), Whole()]
-    groups = draw(st.sampled_from(partitions))
+    partitions: list[Groups] = [Rows(), Columns(), Blocks(1, 2), Blocks(2, 2), Runs(2), BlockRows(2), Whole()]
+    groups = draw(st.sampled_from([*partitions, BlockColumns(strips=1)]))
     dtype = draw(st.sampled_from(DTYPES))
     shapes = draw(st.lists(st.sampled_from([(2, 2), (2, 4), (4, 2)]), min_size=1, max_size=2))
     entries = [draw(st.lists(values, min_size=h * w, max_size=h * w)) for h, w in shapes]
@@ -279,7 +279,7 @@ def test_refusals_of_groups() -> None:
     with pytest.raises(ValueError, match="entries keep; give gap, groups"):
         GroupCertificate.from_dict({"keep": 1})
     own = GroupCertificate.of(costs, mask, Halves())
-    with pytest.raises(ValueError, match="groups 'Halves', none of Elements"):
+    with pytest.raises(ValueError, match="groups 'Halves', none of BlockColumns"):
         GroupCertificate.from_dict(own.to_dict())
     with pytest.raises(ValueError, match="groups Rows; the certificate is of Halves"):
         GroupCertificate.from_dict(own.to_dict(), Rows())

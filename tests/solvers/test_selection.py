@@ -376,3 +376,8 @@ ONE = torch.ones(4)
 def test_refusals(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_groups_filled_up_with_zeros_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"fill a tensor of shape \(3, 4\) up with zeros.*give sizes that divide"):
+        Selection(torch.ones(3, 4), keep=1, groups=Blocks(2, 2, pad=True))
