@@ -1,4 +1,4 @@
-"""The command line: `argprune prune`, `argprune verify`, `argprune study`, `argprune list`.
+"""The command line: `argprune prune`, `argprune verify`, `argprune study`, `argprune export`, `argprune list`.
 
 Errors are one line that says what was wrong and what would be right.
 Exit status: 0, 1 for a failed run, 2 for bad usage.
@@ -53,6 +53,7 @@ def _dispatch(arguments: list[str]) -> int:
         "prune": _prune,
         "verify": _verify,
         "study": _study,
+        "export": _export,
         "list": _list,
     }
     top = argparse.ArgumentParser(prog="argprune", description=__doc__.splitlines()[0], exit_on_error=False)
@@ -283,6 +284,39 @@ def _study(arguments: list[str]) -> int:
     from argprune.tasks.study_command import study_command
 
     return study_command(parsed)
+
+
+def _export(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="argprune export",
+        description="Write a finished run as a model to use, compare it with the masked model, and time both.",
+        exit_on_error=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a finished run directory")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=("dense", "structured", "sparse", "onnx"),
+        help="dense: as it is; structured: without its zero heads and neurons; sparse: compressed on disk, each layer "
+        "in the format measured fastest; onnx: the structured model for onnxruntime",
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--batch", metavar="N", type=int, default=1, help="texts of the timed inputs (default: 1)")
+    parser.add_argument("--length", metavar="L", type=int, default=128, help="tokens of each (default: 128)")
+    parser.add_argument("--threads", metavar="N", type=int, default=2, help="threads while timing (default: 2)")
+    parser.add_argument(
+        "--regular",
+        action="store_true",
+        help="structured: equal sizes in all layers, so that plain from_pretrained loads them",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no summary")
+    options = vars(parser.parse_args(arguments))
+    quiet = options.pop("quiet")
+
+    from argprune.tasks.export_command import Export, export_command
+
+    return export_command(Export(**options), quiet=quiet)
 
 
 def _list(arguments: list[str]) -> int:

@@ -1,0 +1,164 @@
+"""`argprune export` on a small finished run: every format, what it prints and writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification
+
+from argprune.cli import main
+from argprune.models import find_heads, find_neurons, load_shrunk, load_sparse, load_tokenizer
+from argprune.models.export import OnnxModel, SparseLinear, example_inputs, largest_difference, read_logits
+from argprune.models.export import strips as strips_module
+from argprune.tasks import export_command
+from argprune.tasks.runs import RunError
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: str, tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model has also lost a head of each layer and half of the neurons."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--model", tiny_model, "--task", "words", "--data_dir", tiny_data, "--max_steps", "3"]
+    options += ["--method", "magnitude", "--sparsity", "0.5", "--max_length", "16", "--output", str(folder), "-q"]
+    assert main(["prune", *options]) == 0
+    model = BertForSequenceClassification.from_pretrained(folder / "model")
+    for tie in find_heads(model) + find_neurons(model):
+        stack = tie.stack().clone()
+        stack[: tie.count // 2] = 0
+        tie.assign(stack)
+    model.save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that are not compiled: that takes seconds, and is tested elsewhere."""
+    monkeypatch.setattr(strips_module, "_kernel", lambda name, *case: strips_module._BODIES[name])
+
+
+def export(run: Path, kind: str, output: Path, *more: str) -> int:
+    sizes = ["--batch", "2", "--length", "8", "--threads", "1"]
+    return main(["export", str(run), "--format", kind, "--output", str(output), *sizes, *more])
+
+
+@pytest.mark.parametrize("kind", ["dense", "structured", "sparse", "onnx"])
+def test_every_format_gives_the_masked_models_logits(
+    kind: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    output = tmp_path / "exported"
+    assert export(finished, kind, output) == 0
+    printed = capsys.readouterr().out
+    facts = json.loads((output / "export.json").read_text())
+    assert facts["format"] == kind
+    assert facts["largest_difference"] <= 1e-5
+    assert set(facts["milliseconds"]) == {"masked", "exported"}
+    assert facts["load"] in printed
+    assert "logits: largest difference" in printed
+    assert "latency at batch 2, length 8, 1 threads" in printed
+    assert load_tokenizer(str(output)).vocab_size == 64
+    model = load_shrunk(finished / "model")
+    inputs = example_inputs(model, 3, 11, seed=1)
+    found: Any
+    if kind == "onnx":
+        found = OnnxModel(output / "model.onnx", threads=1)(inputs)
+    else:
+        found = read_logits(load_sparse(output) if kind == "sparse" else load_shrunk(output), inputs)
+    assert largest_difference(found, read_logits(model, inputs)) <= 1e-5
+    assert os.listdir(tmp_path) == ["exported"]
+
+
+def test_structured_is_smaller_and_says_what_it_kept(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(finished, "structured", tmp_path / "s") == 0
+    facts = json.loads((tmp_path / "s" / "export.json").read_text())
+    assert facts["parameters"]["exported"] < facts["parameters"]["masked"]
+    assert facts["bytes"]["exported"] < facts["bytes"]["masked"]
+    assert "heads: 2 of 4 kept" in capsys.readouterr().out
+    assert facts["load"] == "argprune.models.load_shrunk(folder)"
+    assert export(finished, "structured", tmp_path / "r", "--regular", "-q") == 0
+    assert capsys.readouterr().out == ""
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "r")
+    assert model.config.intermediate_size == 32
+    masked = load_shrunk(finished / "model")
+    inputs = example_inputs(masked, 2, 9)
+    assert largest_difference(read_logits(model, inputs), read_logits(masked, inputs)) <= 1e-5
+
+
+def test_sparse_holds_the_table_of_times(finished: Path, tmp_path: Path) -> None:
+    assert export(finished, "sparse", tmp_path / "s", "-q") == 0
+    facts = json.loads((tmp_path / "s" / "export.json").read_text())
+    assert len(facts["layers"]) == 12
+    assert all(layer["milliseconds"]["dense"] > 0 for layer in facts["layers"])
+    replaced = [module for module in load_sparse(tmp_path / "s").modules() if isinstance(module, SparseLinear)]
+    assert len(replaced) == sum(layer["kind"] != "dense" for layer in facts["layers"])
+
+
+def test_an_export_is_replaced_only_when_asked(finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert export(finished, "dense", output, "-q") == 0
+    (output / "mine.txt").write_text("old")
+    assert export(finished, "structured", output, "-q") == 2
+    assert json.loads((output / "export.json").read_text())["format"] == "dense"
+    assert export(finished, "structured", output, "-q", "--overwrite") == 0
+    assert json.loads((output / "export.json").read_text())["format"] == "structured"
+    assert not (output / "mine.txt").exists()
+
+
+def test_other_logits_are_a_failure_and_leave_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(folder: Path) -> Any:
+        model: Any = load_shrunk(folder)
+        model.classifier.bias.data += 0.1
+        return model
+
+    monkeypatch.setattr(export_command, "load_shrunk", lambda f: load_shrunk(f) if "run" in str(f) else wrong(f))
+    assert export(finished, "dense", tmp_path / "out") == 1
+    assert "logits differ from the masked model's by 1.0e-01" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+    assert issubclass(RunError, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "coo"], "invalid choice: 'coo'"),
+        (["--format", "dense", "--batch", "0"], "--batch 0; give at least 1."),
+        (["--format", "dense", "--length", "10000"], "give at least 1 each and at most 512 tokens."),
+        (["--format", "dense", "--regular"], "--regular is of --format structured, not of dense."),
+    ],
+)
+def test_bad_usage_is_one_line(
+    arguments: list[str], message: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(finished), "--output", str(tmp_path / "out"), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert os.listdir(tmp_path) == []
+
+
+def test_unfinished_runs_and_other_folders_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(tmp_path / "nowhere", "dense", tmp_path / "out") == 2
+    assert "is no finished run" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("x")
+    assert export(finished, "dense", tmp_path / "mine", "--overwrite") == 2
+    assert "exists and is no export" in capsys.readouterr().err
+    assert export(finished, "dense", tmp_path / "mine" / "precious.txt") == 2
+    assert "is a file" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "precious.txt").read_text() == "x"
+    assert export(finished, "dense", finished, "--overwrite") == 2
+    assert "exists and is no export" in capsys.readouterr().err
+    assert torch.get_num_threads() == 1
