@@ -194,7 +194,7 @@ class _Job:
             train, held = hold_out(task.splits["train"], settings.seed)
             data |= {"train": encoded(train, by_length=False), "held-out": encoded(held, by_length=True)}
         if isinstance(method, OneShot):
-            check_one_shot(method, weights, data)
+            check_one_shot(method, weights, data, settings.batch_size)
         return _Job(planned, task, tokenizer, model, weights, data, steps)
 
     def starting_from(self, folder: Path) -> _Job:

@@ -10,10 +10,18 @@ from argprune.solvers.admm.alps import ALPS
 from argprune.solvers.admm.gradual import GradualADMM
 from argprune.solvers.admm.layer import LayerSolver
 from argprune.solvers.admm.scored import Magnitude, Wanda
+from argprune.solvers.admm.shrunk import ShrunkADMM
 from argprune.solvers.admm.sparsegpt import SparseGPT
 
 SOLVERS: Mapping[str, type[LayerSolver]] = MappingProxyType(
-    {"admm": GradualADMM, "alps": ALPS, "magnitude": Magnitude, "sparsegpt": SparseGPT, "wanda": Wanda}
+    {
+        "admm": GradualADMM,
+        "alps": ALPS,
+        "magnitude": Magnitude,
+        "shrunk-admm": ShrunkADMM,
+        "sparsegpt": SparseGPT,
+        "wanda": Wanda,
+    }
 )
 
 

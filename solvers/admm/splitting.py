@@ -5,7 +5,7 @@
     W <- minimiser, or some descent, of f(W) + rho / 2 ||W - Z + U||^2        (the caller's)
     H <- relaxation * W + (1 - relaxation) * Z
     Z <- projection of H + U on S
-    U <- U + H - Z                                                            (scaled dual: U = multiplier / rho)
+    U <- U + H - Z                        (scaled dual: U = multiplier / rho; it may also come first, see `Splitting`)
     rho <- rule(rho, residuals),  U <- U * old rho / new rho
 
 Reference: Boyd, Parikh, Chu, Peleato and Eckstein (2011), "Distributed optimization and statistical learning via the
@@ -149,10 +149,14 @@ class Splitting:
     """The steps of ADMM that follow the caller's W-step.
 
     relaxation: alpha in [1, 2): 1 is plain ADMM, 1.5 to 1.8 over-relaxed. rule: the schedule of rho.
+    dual_first: U <- U + H - Z with the Z that W was pulled to, then Z <- projection of W + U: ADMM with Z as its first
+    block. An entry that a Z-step newly puts to zero is then pulled to 0; in the other order it meets U = W and is
+    pulled to -W. `relaxation` is then the length of the dual's step, for which proofs reach (1 + sqrt 5) / 2.
     """
 
     relaxation: float = 1.0
     rule: RhoRule = ConstantRho()
+    dual_first: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.relaxation < 2:
@@ -170,9 +174,13 @@ class Splitting:
         w = widened(w.detach())
         # A product with 1 and a sum with 0 * Z round nothing, but would turn an infinite Z into NaN.
         relaxed = w if self.relaxation == 1 else torch.lerp(split.z, w, self.relaxation)
-        target = relaxed + split.u
-        z = project(target)
-        u = target - z
+        if self.dual_first:
+            u = split.u + (relaxed - split.z)
+            z = project(w + u)
+        else:
+            target = relaxed + split.u
+            z = project(target)
+            u = target - z
         residuals = Residuals(
             primal=_norm(w - z),
             dual=split.rho * _norm(z - split.z),

@@ -11,6 +11,7 @@ from argprune.solvers.methods.one_shot import ALPS as ALPS
 from argprune.solvers.methods.one_shot import OneShot as OneShot
 from argprune.solvers.methods.one_shot import OneShotADMM as OneShotADMM
 from argprune.solvers.methods.one_shot import OneShotMagnitude as OneShotMagnitude
+from argprune.solvers.methods.one_shot import ShrunkADMM as ShrunkADMM
 from argprune.solvers.methods.one_shot import SparseGPT as SparseGPT
 from argprune.solvers.methods.one_shot import Wanda as Wanda
 from argprune.solvers.methods.outputs import Outputs as Outputs

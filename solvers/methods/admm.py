@@ -2,14 +2,16 @@
 
     at the first step of the pruning phase:  Z_j <- projection of W_j on S_j,  U_j <- 0
     for each step t of the pruning phase:
-        W <- optimizer's step on f + sum_j rho_j / 2 ||W_j - Z_j + U_j||^2      (Z free within its support: follows W)
+        W <- optimizer's step on f + sum_j rho_j / 2 ||W_j - Z_j + U_j||^2   (Z_j on its support follows W_j)
         every z_every steps, and at the last:
-            H_j   <- relaxation * W_j + (1 - relaxation) * Z_j
-            Z_j   <- projection of H_j + U_j on S_j             (S_j: k(t) nonzeros, k(t) groups, N:M, any set)
-            U_j   <- U_j + H_j - Z_j
+            U_j   <- U_j + relaxation * (W_j - Z_j)
+            Z_j   <- projection of W_j + U_j on S_j              (S_j: k(t) nonzeros, k(t) groups, N:M, any set)
             rho_j <- rule(rho_j, residuals),  U_j <- U_j * old rho_j / new rho_j
-    W <- projection of W on S;  support <- nonzeros of W        (exact counts)
+    W <- projection of W on S;  support <- nonzeros of W         (exact counts)
     for each step of the cool-down:  optimizer's step on f, restricted to the support
+
+In the order that is usual (`dual_first` False) Z is the projection of H_j + U_j, H_j = relaxation * W_j +
+(1 - relaxation) * Z_j, and then U_j <- U_j + H_j - Z_j with the new Z_j.
 
 Reference: Zhang et al. (2018), "A systematic DNN weight pruning framework using alternating direction method of
 multipliers", section 3; structured: Zhang et al. (2018), "StructADMM"; see docs/theory/admm.md for what differs here.
@@ -66,6 +68,7 @@ _AGREEMENT = 0.005
             "pull": "gradient",
             "gradual": False,
             "free_support": False,
+            "dual_first": False,
             "relaxation": 1.6,
             "rho_rule": "balance",
             "z_every": 3,
@@ -90,6 +93,7 @@ class ADMM(Method):
     gradual: where the sparsity decides the count, that of Z rises on the cubic schedule instead of being the final one
     from the start.
     free_support: between Z-steps, entries that Z keeps follow W instead of anchoring it (sets of supports only).
+    dual_first: the U-step before the Z-step, so that entries that Z newly drops are pulled to zero, not past it.
     pull: how the augmented term enters the W-step. "gradient": its exact gradient is added to the loss's, and goes
     through the optimizer's preconditioner; "decoupled": after the step W <- (W + lr rho (Z - U)) / (1 + lr rho), as
     AdamW decays weights; "metric": the same with Adam's own step size of every entry.
@@ -111,8 +115,9 @@ class ADMM(Method):
     strips: int | None = None
     gradual: bool = True
     free_support: bool = True
+    dual_first: bool = True
     pull: Pull = "decoupled"
-    rho: float = 4.0
+    rho: float = 16.0
     relative_rho: bool = True
     rho_rule: Rule = "growth"
     rho_growth: float = 10.0
@@ -137,7 +142,7 @@ class ADMM(Method):
         self._read_constraint()
         # Both check their options; how fast rho grows is known with the number of Z-steps.
         self._balance = BalancedRho(self.balance_threshold, self.balance_factor, self.rho_rule == "relative-balance")
-        self._splitting = Splitting(self.relaxation)
+        self._splitting = Splitting(self.relaxation, dual_first=self.dual_first)
 
     def _read_constraint(self) -> None:
         structure = Structure(self.structure, self.width, self.height, self.strips)
@@ -188,7 +193,7 @@ class ADMM(Method):
         self._begin, self._end = self._phases.steps(total_steps)
         self._total = total_steps
         self._schedule = CubicSparsity(self.sparsity, self._begin, self._end)
-        self._splitting = Splitting(self.relaxation, self._rule())
+        self._splitting = Splitting(self.relaxation, self._rule(), self.dual_first)
         self._splits: list[Split] = []
         self._terms: list[SquaredDistance] = []
         self._last: Residuals | None = None
@@ -325,7 +330,9 @@ class ADMM(Method):
         for index, (weight, split) in enumerate(zip(self._weights, self._splits, strict=True)):
             project = self._projection(weight, self._members(weight, sparsity))
             if self._follows:
-                split = replace(split, z=torch.where(split.z == 0, split.z, weight.parameter.detach()))
+                # Where U is 0, this is W; it is not for entries that came in by the last Z-step, if U comes first.
+                follower = weight.parameter.detach() + split.u
+                split = replace(split, z=torch.where(split.z == 0, split.z, follower))
             self._splits[index], one = self._splitting.step(weight.parameter, split, project)
             residuals.append(one)
             changed += int(((self._splits[index].z != 0) != (split.z != 0)).sum())

@@ -227,3 +227,21 @@ class OneShotADMM(OneShot):
     """One-shot: ADMM with one penalty and a mask that is grown (Boza 2024)."""
 
     solver: ClassVar[str] = "admm"
+
+
+@register("methods", "shrunk-admm", examples=[{"sparsity": 0.6}])
+@dataclass
+class ShrunkADMM(OneShot):
+    """One-shot: ADMM on a cross-validated estimate of the inputs' moments, which fits less to chance.
+
+    It needs at least 2 folds, and as many batches of calibration rows.
+    """
+
+    folds: int = 8
+
+    solver: ClassVar[str] = "shrunk-admm"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds < 2:
+            raise ValueError(f"shrunk-admm: folds {self.folds}; give at least 2, some of which are held out.")

@@ -112,6 +112,15 @@ def test_three_steps_of_two_weights_by_hand() -> None:
     assert (residuals.size, residuals.force) == (2.5, 2.0)
 
 
+@pytest.mark.parametrize(("dual_first", "center"), [(False, [-2.0, 3.0]), (True, [0.0, 3.0])])
+def test_where_a_newly_dropped_entry_is_pulled(dual_first: bool, center: list[float]) -> None:
+    """Two nonzeros so far and W = Z; now one: past zero, unless U has its step first."""
+    w = torch.tensor([2.0, 3.0])
+    split, _ = Splitting(dual_first=dual_first).step(w, Split(w, torch.zeros(2), 1.0), project(L0Ball(1)))
+    assert split.z.tolist() == [0.0, 3.0]
+    assert split.center.tolist() == center
+
+
 @given(vectors, vectors, vectors, rhos, relaxations, st.sampled_from([L0Ball(2), L1Ball(1.0), Box(-1.0, 0.5)]))
 def test_a_step_is_the_textbook_formula(
     w: Tensor, z: Tensor, u: Tensor, rho: float, alpha: float, members: Any
@@ -127,6 +136,9 @@ def test_a_step_is_the_textbook_formula(
     torch.testing.assert_close(new.u, u + relaxed - new.z, rtol=1e-12, atol=1e-12)
     assert residuals.primal == pytest.approx(float((w - new.z).norm()), rel=1e-12)
     assert residuals.dual == pytest.approx(rho * float((new.z - z).norm()), rel=1e-12)
+    first, _ = Splitting(alpha, dual_first=True).step(w, Split(z, u, rho), project(members))
+    torch.testing.assert_close(first.u, u + alpha * (w - z), rtol=1e-12, atol=1e-12)
+    assert torch.equal(first.z, members.prox(w + first.u, 1.0))
 
 
 @given(vectors, vectors, vectors, rhos)
@@ -151,13 +163,15 @@ def test_a_new_rho_leaves_the_multiplier_as_it_is(w: Tensor, z: Tensor, u: Tenso
 RULES = [ConstantRho(), BalancedRho(), BalancedRho(relative=True)]
 
 
-@pytest.mark.parametrize("relaxation", [1.0, 1.6])
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("dual_first", [False, True])
+@pytest.mark.parametrize(("relaxation", "rule"), [(1.0, RULES[0]), (1.6, RULES[0]), (1.0, RULES[1]), (1.6, RULES[2])])
 @pytest.mark.parametrize("name", SETS)
-def test_convex_problems_reach_the_convex_solvers_answer(name: str, rule: Any, relaxation: float) -> None:
+def test_convex_problems_reach_the_convex_solvers_answer(
+    name: str, rule: Any, relaxation: float, dual_first: bool
+) -> None:
     """Primal and dual: W is the minimiser, and the multiplier rho U is minus the loss's gradient there."""
     quadratic, members = Quadratic(), SETS[name]
-    w, split, history = quadratic.solve(members, Splitting(relaxation, rule))
+    w, split, history = quadratic.solve(members, Splitting(relaxation, rule, dual_first))
     assert history[-1][1].primal < 1e-8
     # The convex solver's tolerance of 1e-9 in the objective is the square of that in the minimiser.
     torch.testing.assert_close(w, quadratic.minimiser(members), rtol=0, atol=3e-5)
@@ -337,6 +351,7 @@ def test_a_run_of_two_weights_by_hand(pull: Any, free: bool, expected: list[Any]
         rho_rule="constant",
         z_every=1,
         gradual=False,
+        dual_first=False,
         free_support=free,
         warmup=0.0,
         cooldown=0.25,

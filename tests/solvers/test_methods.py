@@ -94,9 +94,10 @@ class Run:
             # They prune a trained network, on what its layers are fed.
             batch = torch.randn(64, SHAPES[0][1], generator=torch.Generator().manual_seed(999)).to(self.truth.dtype)
             inputs = {"first": batch, "second": batch @ self.parameters[0].detach().t()}
-            moments = {name: Moments(tokens.shape[1]) for name, tokens in inputs.items()}
+            moments = {name: Moments(tokens.shape[1], self.method.folds) for name, tokens in inputs.items()}
             for name, tokens in inputs.items():
-                moments[name].update(tokens)
+                for part in tokens.chunk(self.method.folds):
+                    moments[name].update(part)
             self.method.prune(moments)
         return self.method.finish()
 

@@ -127,8 +127,9 @@ def test_only_training_rows_calibrate(
         ({"name": "wanda", "pattern": "rows"}, 0.4, None),
         ({"name": "alps", "pattern": "8x4", "folds": 2}, 0.7, (8, 4)),
         ({"name": "one-shot-admm", "order": "layer", "target": "dense"}, 0.5, None),
+        ({"name": "shrunk-admm", "folds": 2}, 0.5, None),
     ],
-    ids=["2:4", "rows", "blocks", "dense-target"],
+    ids=["2:4", "rows", "blocks", "dense-target", "folds"],
 )
 def test_patterns(
     job: dict[str, Any], dense: Path, tmp_path: Path, method: Mapping[str, Any], sparsity: float, group: Any
@@ -200,6 +201,8 @@ def test_a_killed_run_is_done_again(
         ({"method": {"name": "alps", "order": "row"}}, "ALPS: order 'row'; choose 'block' or 'layer'"),
         ({"method": {"name": "alps", "target": "x"}}, "ALPS: target 'x'; choose 'weight' or 'dense'"),
         ({"method": {"name": "alps", "refit_damping": -1.0}}, "refit_damping -1.0; it must be finite and >= 0"),
+        ({"method": {"name": "shrunk-admm", "folds": 1}}, "shrunk-admm: folds 1; give at least 2"),
+        ({"method": {"name": "shrunk-admm", "calibration": 4}}, "4 calibration rows are one batch of"),
         ({"biases": True}, "biases true, but method 'wanda' prunes matrices"),
         ({"sparsity": None}, "Method 'wanda' needs sparsity"),
     ],
