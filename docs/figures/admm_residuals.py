@@ -21,9 +21,9 @@ from argprune.tasks.prune import prune
 HERE = Path(__file__).parent
 RULES = {"constant": "#b35806", "growth": "#2166ac", "relative-balance": "#1b7837"}
 PANELS = {
-    "relative_primal_residual": r"primal: $\|W - Z\|$ / max($\|W\|$, $\|Z\|$)",
-    "relative_dual_residual": r"dual: $\|Z - Z_{old}\|$ / $\|U\|$, at most 1",
-    "support_changed": "entries of the support that changed",
+    "relative_primal_residual": r"primal residual, relative: $\|W - Z\|$ / max($\|W\|$, $\|Z\|$)",
+    "dual_residual": r"dual residual: $\rho\, \|Z - Z_{old}\|$",
+    "support_changed": "fraction of entries that changed sides",
 }
 
 
@@ -32,7 +32,7 @@ def lines(folder: Path, rule: str) -> list[dict[str, Any]]:
     run = prune(
         "minilm",
         "stdlib-docs",
-        method={"name": "admm", "rho_rule": rule, "rho": 1.0, "z_every": 4},
+        method={"name": "admm", "rho_rule": rule, "z_every": 4},
         sparsity=0.67,
         output=folder / rule,
         dense=folder / "dense",
@@ -51,7 +51,7 @@ def main() -> None:
     """Run what is missing, draw and save."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parents[1] / "runs" / "admm-residuals"
     plt.rcParams.update({"svg.hashsalt": "argprune", "svg.fonttype": "none", "font.family": "sans-serif"})
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(9.6, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(10.8, 3.2), layout="constrained")
     for rule, colour in RULES.items():
         logged = lines(folder, rule)
         steps = [line["step"] for line in logged]
@@ -59,8 +59,9 @@ def main() -> None:
             panel.plot(steps, [line[name] for line in logged], marker="o", markersize=3, color=colour, label=rule)
     for panel, title in zip(axes, PANELS.values(), strict=True):
         panel.set_title(title, fontsize="small")
-        panel.set(xlabel="optimizer step", ylim=(0, None))
+        panel.set(xlabel="optimizer step")
         panel.spines[["top", "right"]].set_visible(False)
+    axes[1].set_yscale("log")
     axes[0].legend(frameon=False, title="rho", fontsize="small")
     figure.savefig(HERE / "admm_residuals.svg", metadata={"Date": None, "Creator": None})
 
