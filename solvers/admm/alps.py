@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from argprune.solvers.admm.layer import Layer, Pruned
-from argprune.solvers.admm.scaling import Scaled, refit
+from argprune.solvers.admm.scaling import Eigen, Scaled, refit
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,13 @@ class ALPS:
     def prune(self, layer: Layer) -> Pruned:
         """ADMM, then the refit; the report says iterations, the last rho and the error before the refit."""
         problem = Scaled.of(layer.gram, layer.dense, self.damping, torch.float32)
-        inverses = Inverses(Scaled.of(layer.gram, layer.dense, self.damping, torch.float64).hessian)
+        exact = Eigen.of(Scaled.of(layer.gram, layer.dense, self.damping, torch.float64).hessian)
+        # A Gram matrix has no eigenvalues below 0; rounding has.
+        eigen = Eigen(exact.values.clamp_min(0).float(), exact.vectors.float())
         support, dense = layer.support, problem.dense
         target = dense @ problem.hessian
         rho, raised = self.rho, False
-        inverse = inverses.at(rho)
+        inverse = eigen.inverse(rho)
         first = support.select(dense.abs())
         before, kept = first, int(first.count_nonzero())
         primal, split, dual = dense, dense * first, torch.zeros_like(dense)
@@ -79,7 +80,7 @@ class ALPS:
                 if change:
                     split, dual = dense * first, torch.zeros_like(dense)
             rho = min(rho, 1e6)
-            inverse = inverses.at(rho)
+            inverse = eigen.inverse(rho)
             if step > 30 and share < 3e-4:
                 break
         mask = support.select(primal.abs())
@@ -87,16 +88,3 @@ class ALPS:
         fitted = refit(problem, start, mask, self.refit_steps)
         report = {"num_steps": step, "rho": rho, "before_refit": layer.error(problem.unscaled(start, layer))}
         return Pruned(problem.unscaled(fitted, layer), mask, report)
-
-
-class Inverses:
-    """(H + rho I)^-1 for many rho from one eigendecomposition; hessian: (n, n), float64. Results are float32."""
-
-    def __init__(self, hessian: Tensor) -> None:
-        values, vectors = torch.linalg.eigh(hessian)
-        # A Gram matrix has none below 0; rounding has.
-        self.values, self.vectors = values.clamp_min(0).float(), vectors.float()
-
-    def at(self, rho: float) -> Tensor:
-        """(n, n) inverse at one rho > 0."""
-        return (self.vectors / (self.values + rho)) @ self.vectors.t()

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from argprune.solvers.admm.alps import ALPS
 from argprune.solvers.admm.gradual import GradualADMM
+from argprune.solvers.admm.greedy import OBS
 from argprune.solvers.admm.layer import LayerSolver
 from argprune.solvers.admm.scored import Magnitude, Wanda
 from argprune.solvers.admm.shrunk import ShrunkADMM
@@ -18,6 +19,7 @@ SOLVERS: Mapping[str, type[LayerSolver]] = MappingProxyType(
         "admm": GradualADMM,
         "alps": ALPS,
         "magnitude": Magnitude,
+        "obs": OBS,
         "shrunk-admm": ShrunkADMM,
         "sparsegpt": SparseGPT,
         "wanda": Wanda,

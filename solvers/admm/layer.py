@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from argprune.solvers.admm.moments import Moments
@@ -118,7 +117,7 @@ def solve_layer(layer: Layer, how: str | LayerSolver = "alps", *, bound: bool = 
     if bound:
         from argprune.solvers.admm.bound import lower_bound
 
-        least = lower_bound(layer, weight)
+        least = lower_bound(layer)
     mask = mask.to(layer.weight.device)
     return LayerSolution(pruned, mask, layer.error(pruned), least, seconds, report)
 

@@ -7,6 +7,7 @@ diagonal, tr (W - V) (G + damping) (W - V)^T = tr (W' - V') H (W' - V')^T: a rid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from argprune.solvers.admm.layer import Layer
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """hessian: (columns, columns) H, positive semidefinite, unit diagonal. scale: (columns,) s. dense: (rows, columns) W'."""
+    """hessian: (columns, columns) H, positive semidefinite. scale: (columns,) s. dense: (rows, columns) W'."""
 
     hessian: Tensor
     scale: Tensor
@@ -24,16 +25,8 @@ class Scaled:
 
     @classmethod
     def of(cls, gram: Tensor, weight: Tensor, damping: float, dtype: torch.dtype) -> Scaled:
-        """The problem of a Gram matrix with `damping` times its mean diagonal added to it.
-
-        The mean is over the inputs that are not dead. A dead input's weights cost nothing but the damping; without any
-        its scale is 1.
-        """
-        diagonal = gram.diagonal()
-        alive = diagonal > 0
-        mean = diagonal[alive].mean() if bool(alive.any()) else diagonal.new_ones(())
-        damped = diagonal + damping * mean
-        scale = torch.where(damped > 0, damped, mean).sqrt()
+        """The problem of a Gram matrix with `damping` times its mean diagonal added to it, unit diagonal."""
+        scale = damped_scale(gram, damping)
         hessian = gram / scale / scale[:, None]
         hessian.diagonal().fill_(1.0)
         return cls(hessian.to(dtype), scale.to(dtype), (weight * scale).to(dtype))
@@ -41,6 +34,38 @@ class Scaled:
     def unscaled(self, weight: Tensor, layer: Layer) -> Tensor:
         """A V' as V, in the layer's own dtype."""
         return (weight / self.scale).to(layer.dense)
+
+
+class Eigen(NamedTuple):
+    """An eigendecomposition of a symmetric H: values (n,) in rising order, vectors (n, n) as columns."""
+
+    values: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, hessian: Tensor) -> Eigen:
+        """That of a matrix, in its dtype."""
+        values, vectors = torch.linalg.eigh(hessian)
+        return cls(values, vectors)
+
+    def matrix(self) -> Tensor:
+        """H."""
+        return torch.mm(self.vectors * self.values, self.vectors.t())
+
+    def inverse(self, rho: float) -> Tensor:
+        """(H + rho I)^-1."""
+        return torch.mm(self.vectors / (self.values + rho), self.vectors.t())
+
+
+def damped_scale(gram: Tensor, damping: float) -> Tensor:
+    """(columns,) roots of the diagonal with `damping` times its mean added; the mean is over inputs that are not dead.
+
+    Dead inputs' weights cost the damping and no more; without any their scale is next to nothing, not 0.
+    """
+    diagonal = gram.diagonal()
+    alive = diagonal > 0
+    mean = diagonal[alive].mean() if bool(alive.any()) else diagonal.new_ones(())
+    return (diagonal + damping * mean).maximum(1e-16 * mean).sqrt()
 
 
 def refit(problem: Scaled, start: Tensor, mask: Tensor, steps: int, tol: float = 1e-4) -> Tensor:

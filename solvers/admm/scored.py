@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +58,7 @@ def even_shares(entries: int, parts: int, sparsity: float) -> list[int]:
     """
     pruned = round(sparsity * entries)
     ends = [-(-pruned * part // parts) for part in range(parts + 1)]
-    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def largest_of_rows(scores: Tensor, pruned: list[int]) -> Tensor:

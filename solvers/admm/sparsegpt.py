@@ -64,7 +64,9 @@ class SparseGPT:
         """Raise ValueError where a group does not lie within a block of columns."""
         groups = support.groups if isinstance(support, Grouped) else Elements()
         if not isinstance(groups, Elements | Blocks | Columns):
-            raise ValueError(f"SparseGPT: {groups}; columns are done one by one. Give Blocks or Columns, or take 'alps'.")
+            raise ValueError(
+                f"SparseGPT: {groups}; columns are done one by one. Give Blocks or Columns, or take 'alps'."
+            )
         width = support.m if isinstance(support, NM) else groups.columns if isinstance(groups, Blocks) else 1
         if self.block % width:
             raise ValueError(f"SparseGPT: block {self.block}, groups {width} columns wide. Give a multiple of {width}.")

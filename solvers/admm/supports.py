@@ -13,7 +13,7 @@ from torch import Tensor
 
 from argprune.solvers.groups import Groups, Rows
 from argprune.solvers.methods.base import keep_count
-from argprune.solvers.prox.sets import L0Ball, SupportSet, check_count
+from argprune.solvers.prox.sets import L0Ball, SupportSet
 from argprune.solvers.prox.structured_sets import NM as NMSet
 from argprune.solvers.prox.structured_sets import KGroups, KPerGroup
 
@@ -52,7 +52,7 @@ class _Selecting:
 
 @dataclass(frozen=True)
 class Unstructured(_Selecting):
-    """A share `sparsity` in [0, 1] of the entries is zero: of the whole matrix, or of each of its rows (scope "row")."""
+    """A share `sparsity` in [0, 1] of the entries is zero: of the whole matrix, or of each row (scope "row")."""
 
     sparsity: float
     scope: Scope = "matrix"
