@@ -8,6 +8,7 @@ from argprune.solvers.methods.l0 import L0 as L0
 from argprune.solvers.methods.magnitude import Magnitude as Magnitude
 from argprune.solvers.methods.movement import Movement as Movement
 from argprune.solvers.methods.one_shot import ALPS as ALPS
+from argprune.solvers.methods.one_shot import OBS as OBS
 from argprune.solvers.methods.one_shot import OneShot as OneShot
 from argprune.solvers.methods.one_shot import OneShotADMM as OneShotADMM
 from argprune.solvers.methods.one_shot import OneShotMagnitude as OneShotMagnitude

@@ -245,3 +245,11 @@ class ShrunkADMM(OneShot):
         super().__post_init__()
         if self.folds < 2:
             raise ValueError(f"shrunk-admm: folds {self.folds}; give at least 2, some of which are held out.")
+
+
+@register("methods", "obs", examples=[{"sparsity": 0.6}])
+@dataclass
+class OBS(OneShot):
+    """One-shot: weight after weight, cheapest first, made up for by the others (Frantar, Alistarh 2022)."""
+
+    solver: ClassVar[str] = "obs"
