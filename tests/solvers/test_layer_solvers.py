@@ -460,7 +460,7 @@ def test_iterative_solvers_come_close_to_the_optimum() -> None:
 
 
 @given(seed=st.integers(0, 1000), sparsity=st.floats(0, 1), scope=st.sampled_from(["matrix", "row"]))
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_the_bound_is_exact_where_inputs_are_uncorrelated(seed: int, sparsity: float, scope: Any) -> None:
     generator = torch.Generator().manual_seed(seed)
     moments = Moments(5)
@@ -559,7 +559,5 @@ def test_ours_beats_the_others_on_unseen_tokens_where_inputs_are_many() -> None:
 
 
 def test_whole_rows_are_ranked_by_what_they_put_out() -> None:
-    layer = make_layer(Grouped(Rows(), 0.5), tokens=4000)
-    least = optimum(replace(layer, weight=layer.weight[:4], support=Grouped(Rows(), 0.5)))
-    small = replace(layer, weight=layer.weight[:4])
-    assert solve_layer(small, "shrunk-admm").error == pytest.approx(least)
+    layer = make_layer(Grouped(Rows(), 0.5), rows=4, columns=6, tokens=4000)
+    assert solve_layer(layer, "shrunk-admm").error == pytest.approx(optimum(layer))
