@@ -470,9 +470,10 @@ def test_the_bound_is_exact_where_inputs_are_uncorrelated(seed: int, sparsity: f
     solution = solve_layer(layer, Wanda(scope=scope), bound=True)
     assert solution.bound is not None
     assert solution.gap is not None
-    assert solution.bound == pytest.approx(solution.error, rel=1e-6, abs=1e-9)
+    # The bound gives away 1e-11 of the terms that it sums, for their rounding.
+    assert solution.bound == pytest.approx(solution.error, rel=1e-6, abs=1e-10)
     assert solution.bound <= solution.error
-    assert 0 <= solution.gap <= 1e-5 or solution.error < 1e-9
+    assert 0 <= solution.gap <= 1e-5 + 1e-10 / max(solution.error, 1e-12)
 
 
 def test_a_singular_gram_matrix_has_the_bound_zero() -> None:
