@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,6 +80,27 @@ class HardConcrete:
         """The expected number of gates that are not 0, the expected l0 norm; summed in float64."""
         return float(self.open_probability(log_alpha, work).sum(dtype=torch.float64))
 
+    def mean(self, log_alpha: Tensor) -> Tensor:
+        """E[z] = int_0^1 P(z > t) dt, to 1e-9, by Gauss-Legendre quadrature; float64.
+
+        What a network has seen of a gate on average, where `deterministic` is off by up to 0.13.
+
+        >>> HardConcrete().mean(torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64))
+        tensor([0.0604, 0.5000, 0.9396], dtype=torch.float64)
+        """
+        points, weights = _legendre()
+        t = points.to(log_alpha.device)
+        shifts = self.temperature * torch.logit((t - self.low) / (self.high - self.low))
+        beyond = torch.sigmoid(log_alpha.double().unsqueeze(-1) - shifts)
+        return beyond @ weights.to(log_alpha.device)
+
     def deterministic(self, log_alpha: Tensor) -> Tensor:
         """The gates to evaluate with: clip(low + (high - low) sigmoid(log_alpha), 0, 1)."""
         return torch.sigmoid(log_alpha).mul_(self.high - self.low).add_(self.low).clamp_(0, 1)
+
+
+@cache
+def _legendre() -> tuple[Tensor, Tensor]:
+    """Points and weights of Gauss-Legendre quadrature over [0, 1]."""
+    points, weights = np.polynomial.legendre.leggauss(64)
+    return torch.from_numpy((points + 1) / 2), torch.from_numpy(weights / 2)

@@ -4,7 +4,10 @@ from argprune.solvers.methods.admm import ADMM as ADMM
 from argprune.solvers.methods.base import Method as Method
 from argprune.solvers.methods.block_lasso import BlockLasso as BlockLasso
 from argprune.solvers.methods.dense import Dense as Dense
+from argprune.solvers.methods.flop import Flop as Flop
 from argprune.solvers.methods.l0 import L0 as L0
+from argprune.solvers.methods.low_rank import FactorPlan as FactorPlan
+from argprune.solvers.methods.low_rank import LowRank as LowRank
 from argprune.solvers.methods.magnitude import Magnitude as Magnitude
 from argprune.solvers.methods.movement import Movement as Movement
 from argprune.solvers.methods.one_shot import ALPS as ALPS
@@ -22,3 +25,4 @@ from argprune.solvers.methods.platon import PLATON as PLATON
 from argprune.solvers.methods.proximal import Proximal as Proximal
 from argprune.solvers.methods.rpp import RPP as RPP
 from argprune.solvers.methods.soft_movement import SoftMovement as SoftMovement
+from argprune.solvers.methods.svd import Svd as Svd

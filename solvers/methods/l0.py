@@ -32,40 +32,14 @@ from torch.optim import Optimizer
 
 from argprune.solvers.groups import Weight
 from argprune.solvers.ilp.closed_form import keep_largest
-from argprune.solvers.lagrangian import HardConcrete
+from argprune.solvers.lagrangian import HardConcrete, Multipliers
 from argprune.solvers.methods.base import State, keep_count
 from argprune.solvers.methods.straight_through import StraightThrough
 from argprune.solvers.registry import register
 from argprune.solvers.schedules import Phases, check_sparsity
 
-# How slowly the unit of the multipliers follows the gradients.
-_MEMORY = 0.9
 # Standard deviation of log_alpha at the start, so that no two gates are equal. Reference: the authors' code.
 _NOISE = 0.01
-
-
-@dataclass
-class Multipliers:
-    """The dual variables of one constraint, expected sparsity >= target, and what they are measured in.
-
-    linear, quadratic: lambda1 and lambda2. pressure: how hard gates are pushed shut, >= 0.
-    mean_square: running mean of the squares of df/dlog_alpha over the constraint's gates, whose root is the unit.
-    """
-
-    linear: float = 0.0
-    quadratic: float = 0.0
-    pressure: float = 0.0
-    mean_square: float = 0.0
-
-    def ascend(self, lack: float, rate: float, bound: float) -> None:
-        """A step of ascent on linear * lack + quadratic * lack^2, and that term's derivative; both in [0, bound].
-
-        Gates take many steps to close, whatever the pressure; without a bound it would build up in the meantime and
-        then shut all of them at once. Without the 0, gates that training shut by itself would be opened again.
-        """
-        self.linear = min(max(self.linear + rate * lack, 0.0), bound)
-        self.quadratic += rate * lack**2
-        self.pressure = min(max(self.linear + 2 * self.quadratic * lack, 0.0), bound)
 
 
 @register(
@@ -172,8 +146,7 @@ class L0(StraightThrough):
         for dual, constraint, sparsity in zip(self._multipliers, self._constraints, expected, strict=True):
             if self._gates:
                 size = sum(self._weights[index].parameter.numel() for index in constraint)
-                now = sum(self._squares[index] for index in constraint) / size
-                dual.mean_square = _MEMORY * dual.mean_square + (1 - _MEMORY) * now if dual.mean_square else now
+                dual.observe(sum(self._squares[index] for index in constraint) / size)
             dual.ascend(self._schedule(step) - sparsity, self.dual_rate, self.dual_bound)
         return gates
 

@@ -1,0 +1,12 @@
+"""Matrices as products of two thin ones: factorisations, their sizes, and ranks within a size."""
+
+from argprune.solvers.low_rank.allocation import Ranks as Ranks
+from argprune.solvers.low_rank.allocation import allocate_ranks as allocate_ranks
+from argprune.solvers.low_rank.factorisation import Factorisation as Factorisation
+from argprune.solvers.low_rank.factorisation import factorise_random as factorise_random
+from argprune.solvers.low_rank.factorisation import factorise_svd as factorise_svd
+from argprune.solvers.low_rank.factorisation import factorise_whitened as factorise_whitened
+from argprune.solvers.low_rank.factors import FactoredLayer as FactoredLayer
+from argprune.solvers.low_rank.factors import Factors as Factors
+from argprune.solvers.low_rank.sizes import break_even_rank as break_even_rank
+from argprune.solvers.low_rank.sizes import stored_size as stored_size

@@ -1,0 +1,171 @@
+"""What methods on factored weights share: their sizes, ranks within a budget, and dropping components for good.
+
+size(ranks) = sum_l min(r_l (i_l + o_l), i_l o_l)        sparsity = 1 - size(ranks) / sum_l i_l o_l
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from argprune.solvers.groups import Weight
+from argprune.solvers.low_rank import Factors, Ranks, allocate_ranks
+from argprune.solvers.methods.base import Method, State
+
+Initial = Literal["svd", "whitened", "random"]
+
+
+@dataclass(frozen=True)
+class FactorPlan:
+    """How the weights to prune shall be factored before training.
+
+    initial: "svd", "whitened" (best for the inputs that the training rows give) or "random" (weights are discarded).
+    rank: "break-even" (the largest at which the factors are no larger than the matrix), "full", or a number.
+    embeddings: factor the table of word embeddings too.
+    """
+
+    initial: Initial = "svd"
+    rank: Literal["break-even", "full"] | int = "break-even"
+    embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.initial not in ("svd", "whitened", "random"):
+            raise ValueError(f"initial {self.initial!r}; choose 'svd', 'whitened' or 'random'.")
+        named = self.rank in ("break-even", "full")
+        if not named and (isinstance(self.rank, bool | str) or self.rank < 1):
+            raise ValueError(f"rank {self.rank!r}; choose 'break-even', 'full' or a number >= 1.")
+
+
+class LowRank(Method):
+    """Base of methods that see each weight as factors and drop rank-1 components. Subclasses say which, and when."""
+
+    # Fields of the subclasses, which are dataclasses; named here for the code below.
+    multiple: int
+
+    @property
+    def wants_factors(self) -> FactorPlan:
+        """How the weights shall be factored before `attach`."""
+        raise NotImplementedError
+
+    def take_factors(self, factors: Sequence[Factors]) -> None:
+        """Take the factors of all weights to prune; called before `attach`."""
+        self._factors = list(factors)
+
+    def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
+        """The factors are there; nothing is dropped yet."""
+        if not getattr(self, "_factors", None):
+            raise ValueError("low-rank methods work on factors: call `take_factors` before `attach`.")
+        self._shapes = [factors.shape for factors in self._factors]
+        self._starts = [factors.rank for factors in self._factors]
+        self._kept: list[Tensor] = []
+        self._summary: dict[str, Any] = {}
+
+    def wrap_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """Leave the optimizer as it is; what it remembers of dropped components will be dropped too."""
+        self._optimizer = optimizer
+        return optimizer
+
+    @property
+    def dense_size(self) -> int:
+        """The numbers in the dense weights."""
+        return sum(outputs * inputs for outputs, inputs in self._shapes)
+
+    def _drop(self, worth: Sequence[Tensor], scope: Literal["matrix", "global"] = "global") -> None:
+        """Keep what is worth most within the budget, and make every factor as small as that; gates are folded in.
+
+        scope: one budget for all ("global"), or for each matrix its share.
+        """
+        if scope == "global":
+            choices = [self._allocate(worth, self._shapes)]
+        else:
+            choices = [self._allocate([each], [shape]) for each, shape in zip(worth, self._shapes, strict=True)]
+        kept = [index for choice in choices for index in choice.kept]
+        self._keep(kept)
+        self._summary = {
+            "ranks": {f.name: len(index) for f, index in zip(self._factors, kept, strict=True)},
+            "size": sum(choice.size for choice in choices),
+            "dense_size": self.dense_size,
+            "dropped_worth": sum(choice.objective for choice in choices),
+            "gap": sum(choice.gap for choice in choices),
+            "status": "optimal" if all(choice.status == "optimal" for choice in choices) else "feasible",
+        }
+
+    def _allocate(self, worth: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> Ranks:
+        dense = sum(outputs * inputs for outputs, inputs in shapes)
+        return allocate_ranks(worth, shapes, dense - round(self.sparsity * dense), multiple=self.multiple)
+
+    def _keep(self, kept: Sequence[Tensor]) -> None:
+        for factors, index in zip(self._factors, kept, strict=True):
+            index = index.to(factors.second.device)
+            states = self._states(factors, index)
+            factors.keep(index)
+            for parameter, state in states:
+                self._optimizer.state[parameter] = state
+        self._kept = [index.cpu() for index in kept]
+
+    def _states(self, factors: Factors, index: Tensor) -> list[tuple[torch.nn.Parameter, dict[str, Any]]]:
+        """What the optimizer remembers of the components of `index`, for both factors."""
+        optimizer = getattr(self, "_optimizer", None)
+        found = []
+        for parameter, axis in ((factors.first, 1 if factors.layer.transposed else 0), (factors.second, 1)):
+            if optimizer is None or parameter not in optimizer.state:
+                continue
+            state = {
+                key: value.index_select(axis, index)
+                if isinstance(value, Tensor) and value.shape == parameter.shape
+                else value
+                for key, value in optimizer.state[parameter].items()
+            }
+            found.append((parameter, state))
+        return found
+
+    def _masks(self) -> dict[str, Tensor]:
+        masks = {}
+        for factors, start, kept in zip(self._factors, self._starts, self._kept, strict=True):
+            mask = torch.zeros(start, dtype=torch.bool)
+            mask[kept] = True
+            masks[factors.name] = mask
+        return masks
+
+    def reshape(self, state: Mapping[str, Any]) -> None:
+        """Make the factors as small as they were when `state_dict` gave this state, before their values are loaded."""
+        kept = [state.get(f"kept.{factors.name}") for factors in self._factors]
+        if all(index is not None for index in kept):
+            for factors in self._factors:
+                factors.set_gate(None)
+            self._keep([index for index in kept if index is not None])
+
+    def state_dict(self) -> State:
+        """Which components are left, once some are dropped, and what their ranks' choice proved."""
+        state: State = {f"kept.{f.name}": kept for f, kept in zip(self._factors, self._kept, strict=False)}
+        return state | {f"summary.{key}": value for key, value in self._summary.items() if key != "ranks"}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` saved, after `reshape`."""
+        if self._kept:
+            ranks = {f.name: len(kept) for f, kept in zip(self._factors, self._kept, strict=True)}
+            given = {key.removeprefix("summary."): state[key] for key in state if key.startswith("summary.")}
+            self._summary = {"ranks": ranks, **given}
+
+    def _sparsity(self) -> float:
+        """The sparsity of the factors as they are now stored."""
+        stored = sum(min(f.rank * f.unit_size, f.shape[0] * f.shape[1]) for f in self._factors)
+        return 1 - stored / self.dense_size
+
+    def logs(self) -> dict[str, float]:
+        """The sparsity of what is stored now."""
+        return {"sparsity": self._sparsity()}
+
+    def report(self) -> dict[str, Any]:
+        """The rank of each weight, the size of all, and how far their choice may be from the best."""
+        return dict(self._summary)
+
+
+def singular_values(factors: Factors) -> Tensor:
+    """The singular value of each component, from Q = U S^(1/2) of a balanced start; float64 (r,)."""
+    return factors.matrices[1].double().square().sum(0)
