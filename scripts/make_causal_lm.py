@@ -9,22 +9,30 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 from argprune.tasks.data import load_task
-from argprune.tasks.language import Language, make_causal_lm
+from argprune.tasks.language import Architecture, Language, TokenizerKind, make_causal_lm
 
 
 def main() -> int:
     """Write the folder; 2 for bad usage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", default="stdlib-lm", help="stdlib-lm (embedded), or one of the data folder")
+    parser.add_argument("--task", default="stdlib-lm", help="stdlib-lm (embedded), one of the data folder, or a path")
     parser.add_argument("--data-dir", default=os.environ.get("ARGPRUNE_DATA"), help="folder of data sets")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--vocab-size", type=int, default=4096, help="tokens of the byte-level BPE, at most")
+    parser.add_argument("--architecture", choices=get_args(Architecture), default="gpt2")
+    parser.add_argument("--tokenizer", choices=get_args(TokenizerKind), default="bpe", help="byte needs no vocab-size")
+    parser.add_argument("--vocab-size", type=int, default=4096, help="tokens at most")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--positions", type=int, default=128, help="tokens that the model reads at most")
+    parser.add_argument("--heads", type=int, default=4, help="of gpt2")
+    parser.add_argument("--positions", type=int, default=128, help="tokens that gpt2 reads at most")
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--cutoffs", type=int, nargs="*", help="where clusters of rarer words begin; adaptive tables")
+    parser.add_argument(
+        "--div-value", type=float, default=4.0, help="each cluster has this many times fewer dimensions"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     options = vars(parser.parse_args())
     name, data_dir, output = (options.pop(key) for key in ("task", "data_dir", "output"))
@@ -36,7 +44,7 @@ def main() -> int:
     except ValueError as error:
         print(f"make_causal_lm: error: {error}", file=sys.stderr)
         return 2
-    print(f"{output}: {options['layers']} layers, {options['width']} wide")
+    print(f"{output}: {options['architecture']}, {options['layers']} layers, {options['width']} wide")
     return 0
 
 

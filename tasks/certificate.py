@@ -1,22 +1,27 @@
 """The proof that comes with a run: its saved model is zero exactly where its masks say, to the asked sparsity.
 
-Everything is counted in the files, so that anybody can check a run that somebody else made.
+Of a low-rank run, which has no zeros: its saved factors are as few numbers as asked. Everything is counted in the
+files, so that anybody can check a run that somebody else made.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from argprune.tasks.runs import CERTIFICATE, MASKS, MODEL
 
 # Of a method that solves a 0-1 program: the certificate of its last event.
 SELECTION = "selection"
 _WEIGHTS = "model.safetensors"
+# By how much the size of factors may differ from the one asked for, as a share of the dense size.
+_SHARE = 0.005
 
 
 def certify(run: Path, sparsity: float, tolerance: float | None = None) -> dict[str, Any]:
@@ -47,8 +52,44 @@ def certify(run: Path, sparsity: float, tolerance: float | None = None) -> dict[
         "revived": revived,
         "holds": revived == 0 and abs(kept - wanted) <= tolerance,
         "sparsity": sparsity,
-        "sha256": {name: _sha256(run / name) for name in (MASKS, f"{MODEL}/{_WEIGHTS}")},
+        "sha256": {name: sha256(run / name) for name in (MASKS, f"{MODEL}/{_WEIGHTS}")},
     }
+
+
+def certify_size(run: Path, sparsity: float, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """The certificate of a low-rank run folder, from its saved model: how many numbers stand for each dense weight.
+
+    `holds` is True if all of them are the asked number within 0.5 % of the dense one. Raises ValueError where a weight
+    has neither factors nor a matrix in the saved model.
+    """
+    saved = load_file(run / MODEL / _WEIGHTS)
+    stored = {name: stored_size(name, saved) for name in shapes}
+    total = sum(outputs * inputs for outputs, inputs in shapes.values())
+    kept, wanted = sum(stored.values()), total - sparsity * total
+    return {
+        "kind": "size",
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "stored": stored,
+        "total": total,
+        "kept": kept,
+        "wanted": wanted,
+        "tolerance": _SHARE * total,
+        "holds": abs(kept - wanted) <= _SHARE * total,
+        "sparsity": sparsity,
+        "sha256": {f"{MODEL}/{_WEIGHTS}": sha256(run / MODEL / _WEIGHTS)},
+    }
+
+
+def stored_size(name: str, state: Mapping[str, Tensor]) -> int:
+    """How many numbers of a state dict stand for a weight: the matrix, or its two factors. ValueError for neither."""
+    if name in state:
+        return state[name].numel()
+    layer = name.removesuffix("weight")
+    parts = [f"{layer}first", f"{layer}second"]
+    missing = [part for part in parts if part not in state]
+    if missing:
+        raise ValueError(f"The model has neither {name!r} nor {missing[0]!r}; it is not that of this run.")
+    return sum(state[part].numel() for part in parts)
 
 
 def check_certificate(run: Path) -> bool:
@@ -56,9 +97,13 @@ def check_certificate(run: Path) -> bool:
     stored = json.loads((run / CERTIFICATE).read_text(encoding="utf-8"))
     # Costs are not saved: what was proved of the selection was checked when it was made.
     stored.pop(SELECTION, None)
+    if stored["kind"] == "size":
+        shapes = {name: (outputs, inputs) for name, (outputs, inputs) in stored["shapes"].items()}
+        return bool(stored["holds"]) and stored == certify_size(run, stored["sparsity"], shapes)
     return bool(stored["holds"]) and stored == certify(run, stored["sparsity"], stored["tolerance"])
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from argprune.tasks.folder import folder_tasks, read_folder
-from argprune.tasks.language import language_tasks, read_language
+from argprune.tasks.language import is_text_folder, language_tasks, read_language
 from argprune.tasks.stdlib_docs import read_stdlib_docs, read_stdlib_lm
 from argprune.tasks.texts import Classification, Task
 
@@ -45,12 +45,15 @@ def load_classification(name: str, data_dir: str | Path | None = None) -> Classi
 
 
 def load_task(name: str, data_dir: str | Path | None = None) -> Task:
-    """The task of a name: an embedded one, or `data_dir`/name in the layout of docs/how-to/data.md.
+    """The task of a name: an embedded one, `data_dir`/name, or the folder itself, where the name is written as a path.
 
+    Folders are laid out as docs/how-to/data.md says; a path is absolute, or begins with "." or "~", or has a "/".
     Raises ValueError in one line: unknown name (with the closest), corrupt row (with file and line), empty split.
     """
     if name in EMBEDDED:
         return EMBEDDED[name][1]()
+    if name.startswith((".", "~")) or "/" in name or Path(name).is_absolute():
+        return _read_path(name)
     known = [task.name for task in list_tasks(data_dir)]
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
@@ -60,5 +63,17 @@ def load_task(name: str, data_dir: str | Path | None = None) -> Task:
         )
         raise ValueError(f"Unknown task {name!r}.{hint} Known: {', '.join(known)}{where}.")
     assert data_dir is not None
-    folder = Path(data_dir) / name
-    return read_language(folder) if name in language_tasks(Path(data_dir)) else read_folder(folder)
+    return _read(Path(data_dir) / name)
+
+
+def _read_path(name: str) -> Task:
+    folder = Path(name).expanduser().resolve()
+    if not folder.is_dir():
+        raise ValueError(f"No folder {name!r}. Give the folder of a task, or the name of one in --data_dir.")
+    return _read(folder)
+
+
+def _read(folder: Path) -> Task:
+    # Of a folder that is neither, the reader of text says what would be right.
+    has_rows = any(folder.glob("*.jsonl.gz"))
+    return read_folder(folder) if has_rows and not is_text_folder(folder) else read_language(folder)

@@ -157,6 +157,8 @@ class PruningTrainer(Trainer):
         """Train from the start or a complete checkpoint; returns the seconds of training, earlier parts included."""
         self._bridge.resume_from(checkpoint)
         done = 0 if checkpoint is None else _marker(checkpoint)["step"]
+        if checkpoint is not None:
+            self._method.reshape(load_method_state(checkpoint))
         if checkpoint is not None and done >= self.args.max_steps:
             # Trainer would take one step more; there is nothing left but to load what was trained.
             self._load_from_checkpoint(str(checkpoint))

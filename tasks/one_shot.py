@@ -72,8 +72,8 @@ def prune_one_shot(
     progress: Progress,
 ) -> Pruned:
     """Prune a model in place by a method that is attached to its weights; a line of log.jsonl a layer."""
-    calibration = _drawn(data["train"], method.calibration, settings.seed)
-    unseen = _drawn(data["validation"], min(method.unseen, len(data["validation"])), settings.seed)
+    calibration = drawn(data["train"], method.calibration, settings.seed)
+    unseen = drawn(data["validation"], min(method.unseen, len(data["validation"])), settings.seed)
     done = 0
 
     def say(layer: LayerReport) -> None:
@@ -89,10 +89,10 @@ def prune_one_shot(
     try:
         found: Layerwise = prune_layerwise(
             model,
-            _batches(data["train"], calibration, collate, settings.batch_size),
+            batches(data["train"], calibration, collate, settings.batch_size),
             weights,
             method.solve,
-            held_out=_batches(data["validation"], unseen, collate, settings.batch_size),
+            held_out=batches(data["validation"], unseen, collate, settings.batch_size),
             order=method.order,
             target=method.target,
             damping=method.refit_damping,
@@ -123,13 +123,13 @@ def _means(layers: Sequence[LayerReport]) -> dict[str, float]:
     return {name: sum(parts) / len(parts) for name, parts in values.items() if parts}
 
 
-def _drawn(data: Encoded, count: int, seed: int) -> list[int]:
+def drawn(data: Encoded, count: int, seed: int) -> list[int]:
     """So many rows, drawn by the seed, in order of length, which saves padding."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     return sorted(order[:count], key=data.lengths.__getitem__)
 
 
-def _batches(
+def batches(
     data: Encoded, rows: Sequence[int], collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]], size: int
 ) -> list[dict[str, Tensor]]:
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]

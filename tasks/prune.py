@@ -21,10 +21,11 @@ from transformers.utils import logging
 from argprune._version import __version__
 from argprune.models import find_ties, find_weights, load_model, load_tokenizer, measure_sparsity
 from argprune.solvers.groups import Weight
-from argprune.solvers.methods import Dense, Method, OneShot
-from argprune.tasks.certificate import SELECTION, certify
+from argprune.solvers.methods import Dense, LowRank, Method, OneShot
+from argprune.tasks.certificate import SELECTION, certify, certify_size
 from argprune.tasks.data import load_task
 from argprune.tasks.harness import Encoded, PruningTrainer, make_trainer, total_steps
+from argprune.tasks.low_rank import DenseSizes, factor, merge
 from argprune.tasks.one_shot import check_one_shot, prune_one_shot
 from argprune.tasks.options import Plan, plan
 from argprune.tasks.progress import make_progress
@@ -168,6 +169,8 @@ class _Job:
     weights: list[Weight]
     data: Mapping[str, Encoded]
     steps: int
+    # Of a low-rank run, before the weights became factors.
+    dense_sizes: DenseSizes | None = None
 
     @staticmethod
     def prepare(planned: Plan) -> _Job:
@@ -195,7 +198,10 @@ class _Job:
             data |= {"train": encoded(train, by_length=False), "held-out": encoded(held, by_length=True)}
         if isinstance(method, OneShot):
             check_one_shot(method, weights, data, settings.batch_size)
-        return _Job(planned, task, tokenizer, model, weights, data, steps)
+        sizes = None
+        if isinstance(method, LowRank):
+            sizes = factor(model, weights, method, data["train"], task.collator(tokenizer), settings)
+        return _Job(planned, task, tokenizer, model, weights, data, steps, sizes)
 
     def starting_from(self, folder: Path) -> _Job:
         """The same with the model of a folder."""
@@ -223,6 +229,10 @@ class _Job:
         else:
             seconds = {"train": trainer.fit(run.last_checkpoint()) if steps else 0.0}
         masks = method.finish()
+        sizes = self.dense_sizes
+        ratios = (
+            _sparsity(self.model, self.weights, method) if sizes is None else merge(self.model, sizes, method.sparsity)
+        )
         measured = time.monotonic()
         scores = {split: _score(trainer, data[split], self.task.metric) for split in ("validation", "test")}
         seconds["evaluate"] = time.monotonic() - measured
@@ -236,7 +246,7 @@ class _Job:
             "steps": steps,
             "dense": scores if isinstance(method, Dense) else dense and dense["pruned"],
             "pruned": scores,
-            **_sparsity(self.model, self.weights, method),
+            **ratios,
             "seconds": {**seconds, "total": time.monotonic() - began},
             "method_report": method.report(),
             "rows": rows,
@@ -244,7 +254,11 @@ class _Job:
             "config": self.planned.to_options(),
             **extra,
         }
-        certificate = certify(run.path, method.sparsity, method.tolerance)
+        certificate = (
+            certify(run.path, method.sparsity, method.tolerance)
+            if sizes is None
+            else certify_size(run.path, method.sparsity, sizes.shapes)
+        )
         if selection := metrics["method_report"].get("certificate"):
             certificate[SELECTION] = selection
         write_json(run.path / CERTIFICATE, certificate)

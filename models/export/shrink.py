@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from argprune.models.export.loading import SHAPES
-from argprune.models.export.units import KINDS, axis_entries, find_units, keep_units, owner, reader, writers
+from argprune.models.export.units import KINDS, axis_entries, find_units, keep_units, owner, writers
 from argprune.models.structure import Kind
 from argprune.solvers.groups import Part, Stacked, Tied
 
@@ -79,7 +79,7 @@ def _shrunk(model: PreTrainedModel, kinds: Sequence[Kind], *, level: bool) -> Sh
         if level:
             kept = _levelled(kept)
         for tie, constant, keep in zip(ties, added, kept, strict=True):
-            _fold(owner(small, reader(tie).weight), constant[~keep])
+            _fold(owner(small, tie.reader.weight), constant[~keep])
             keep_units(small, kind, tie, keep.nonzero().flatten())
             units.setdefault(kind, {})[tie.name] = (int(keep.sum()), tie.count)
     config = _plain_config(small, units)
@@ -93,7 +93,7 @@ def _shrunk(model: PreTrainedModel, kinds: Sequence[Kind], *, level: bool) -> Sh
 
 def _added(model: nn.Module, kind: Kind, tie: Tied) -> Tensor:
     """What each unit adds to the layer's output, float64 (units, outputs); NaN where it depends on the input."""
-    last = reader(tie)
+    last = tie.reader
     matrix = last.weight.matrix.double()
     read = matrix[:, axis_entries(last, 1).to(matrix.device)].permute(1, 0, 2)
     unread = ~read.flatten(1).any(1)

@@ -54,11 +54,6 @@ def writers(tie: Tied) -> list[Part]:
     return [part for part in tie.parts if part.weight.parameter.ndim == 2][:-1]
 
 
-def reader(tie: Tied) -> Part:
-    """The matrix that reads the units."""
-    return [part for part in tie.parts if part.weight.parameter.ndim == 2][-1]
-
-
 def owner(model: nn.Module, weight: Weight) -> Any:
     """The Linear or Conv1D that holds a weight or its bias."""
     return model.get_submodule(weight.name.rpartition(".")[0])
@@ -81,7 +76,7 @@ def keep_units(model: nn.Module, kind: Kind, tie: Tied, kept: Tensor) -> None:
 
     tie: of this model, with biases. kept: int64 indices of units, ascending, at least one. The tie is stale afterwards.
     """
-    last = reader(tie)
+    last = tie.reader
     for part in tie.parts:
         axis = 1 if part is last else 0
         entries = axis_entries(part, axis)[kept].flatten().sort().values.to(part.weight.parameter.device)

@@ -64,6 +64,11 @@ class Tied:
         """The weights of the parts."""
         return [weight for weight, _ in self.parts]
 
+    @property
+    def reader(self) -> Part:
+        """The last matrix: of units tied across matrices, the one that reads them, so that scaling it scales them."""
+        return [part for part in self.parts if part.weight.parameter.ndim == 2][-1]
+
     def sizes(self) -> Tensor:
         """The number of entries of each group over all parts, int64 (count,); padding does not count."""
         sizes = [group_sizes(groups, w.matrix.shape, w.parameter.device) for w, groups in self.parts]

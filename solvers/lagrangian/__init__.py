@@ -7,3 +7,6 @@ from argprune.solvers.lagrangian.expected_size import ExpectedSize as ExpectedSi
 from argprune.solvers.lagrangian.expected_size import Gated as Gated
 from argprune.solvers.lagrangian.hard_concrete import HardConcrete as HardConcrete
 from argprune.solvers.lagrangian.multipliers import Multipliers as Multipliers
+from argprune.solvers.lagrangian.training import GateOptions as GateOptions
+from argprune.solvers.lagrangian.training import GateTraining as GateTraining
+from argprune.solvers.lagrangian.training import prefixed as prefixed

@@ -3,6 +3,7 @@
 from argprune.solvers.methods.admm import ADMM as ADMM
 from argprune.solvers.methods.base import Method as Method
 from argprune.solvers.methods.block_lasso import BlockLasso as BlockLasso
+from argprune.solvers.methods.cofi import CoFi as CoFi
 from argprune.solvers.methods.dense import Dense as Dense
 from argprune.solvers.methods.flop import Flop as Flop
 from argprune.solvers.methods.l0 import L0 as L0

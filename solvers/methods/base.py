@@ -82,6 +82,9 @@ class Method:
         """All that a resumed run needs beyond weights and optimizer: tensors, numbers and strings by name."""
         return {}
 
+    def reshape(self, state: Mapping[str, Any]) -> None:
+        """Give parameters the shapes that they had when `state_dict` gave this state; called before they are loaded."""
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved, after `attach` and `wrap_optimizer`."""
 

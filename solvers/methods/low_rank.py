@@ -135,7 +135,8 @@ class LowRank(Method):
     def reshape(self, state: Mapping[str, Any]) -> None:
         """Make the factors as small as they were when `state_dict` gave this state, before their values are loaded."""
         kept = [state.get(f"kept.{factors.name}") for factors in self._factors]
-        if all(index is not None for index in kept):
+        # What drops components before the first step has done so by now.
+        if not self._kept and all(index is not None for index in kept):
             for factors in self._factors:
                 factors.set_gate(None)
             self._keep([index for index in kept if index is not None])
@@ -164,8 +165,3 @@ class LowRank(Method):
     def report(self) -> dict[str, Any]:
         """The rank of each weight, the size of all, and how far their choice may be from the best."""
         return dict(self._summary)
-
-
-def singular_values(factors: Factors) -> Tensor:
-    """The singular value of each component, from Q = U S^(1/2) of a balanced start; float64 (r,)."""
-    return factors.matrices[1].double().square().sum(0)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from argprune.solvers.groups import Weight
-from argprune.solvers.methods.low_rank import FactorPlan, LowRank, singular_values
+from argprune.solvers.low_rank import Factors
+from argprune.solvers.methods.low_rank import FactorPlan, LowRank
 from argprune.solvers.registry import register
 from argprune.solvers.schedules import check_sparsity
 
@@ -62,10 +63,13 @@ class Svd(LowRank):
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
         """Truncate."""
         super().attach(weights, total_steps)
-        self._drop([self._worth(singular_values(factors)) for factors in self._factors], self.scope)
+        self._drop([self._worth(factors) for factors in self._factors], self.scope)
 
-    def _worth(self, values: Tensor) -> Tensor:
-        squares = values.cpu().square()
+    @staticmethod
+    def _worth(factors: Factors) -> Tensor:
+        if factors.values is None:
+            raise ValueError(f"svd: {factors.name} comes without singular values; factorise it anew.")
+        squares = factors.values.cpu().double().square()
         return squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
 
     def finish(self) -> dict[str, Tensor]:
