@@ -4,9 +4,11 @@
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 DEMO_COMMAND ?= $(VENV)/bin/argprune study studies/demo.yaml --jobs 2
-# Which Python makes .venv (default: the first that qualifies), and further arguments for pytest.
+# Which Python makes .venv (default: the first that qualifies), further arguments for pytest, and how many tests run at
+# once (each on one thread).
 PYTHON ?=
 ARGS ?=
+WORKERS ?= 2
 export PYTHON
 # Modules are compiled when first imported (setup does not); a shell that forbids it would make every start slow.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,7 +44,7 @@ demo: $(DEMO_STAMP) ## prune the embedded model by several methods and compare t
 	$(DEMO_COMMAND)
 
 test: $(VENV)/.dev-stamp ## the test suite; ARGS="-k name" picks
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev-stamp ## ruff check, ruff format --check, mypy
 	$(RUN) ruff check .
