@@ -56,16 +56,20 @@ def certify(run: Path, sparsity: float, tolerance: float | None = None) -> dict[
     }
 
 
-def certify_size(run: Path, sparsity: float, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+def certify_size(
+    run: Path, sparsity: float, shapes: Mapping[str, tuple[int, int]], tolerance: float | None = None
+) -> dict[str, Any]:
     """The certificate of a low-rank run folder, from its saved model: how many numbers stand for each dense weight.
 
-    `holds` is True if all of them are the asked number within 0.5 % of the dense one. Raises ValueError where a weight
-    has neither factors nor a matrix in the saved model.
+    shapes: (outputs, inputs) by weight name. tolerance: by how many numbers the sum may differ from the asked one; half
+    a percent of the dense one is always allowed, which None means. `holds` is True if it does not differ by more.
+    Raises ValueError where a weight has neither factors nor a matrix in the saved model.
     """
     saved = load_file(run / MODEL / _WEIGHTS)
     stored = {name: stored_size(name, saved) for name in shapes}
     total = sum(outputs * inputs for outputs, inputs in shapes.values())
     kept, wanted = sum(stored.values()), total - sparsity * total
+    tolerance = max(_SHARE * total, tolerance or 0.0)
     return {
         "kind": "size",
         "shapes": {name: list(shape) for name, shape in shapes.items()},
@@ -73,8 +77,8 @@ def certify_size(run: Path, sparsity: float, shapes: Mapping[str, tuple[int, int
         "total": total,
         "kept": kept,
         "wanted": wanted,
-        "tolerance": _SHARE * total,
-        "holds": abs(kept - wanted) <= _SHARE * total,
+        "tolerance": tolerance,
+        "holds": abs(kept - wanted) <= tolerance,
         "sparsity": sparsity,
         "sha256": {f"{MODEL}/{_WEIGHTS}": sha256(run / MODEL / _WEIGHTS)},
     }
@@ -99,7 +103,7 @@ def check_certificate(run: Path) -> bool:
     stored.pop(SELECTION, None)
     if stored["kind"] == "size":
         shapes = {name: (outputs, inputs) for name, (outputs, inputs) in stored["shapes"].items()}
-        return bool(stored["holds"]) and stored == certify_size(run, stored["sparsity"], shapes)
+        return bool(stored["holds"]) and stored == certify_size(run, stored["sparsity"], shapes, stored["tolerance"])
     return bool(stored["holds"]) and stored == certify(run, stored["sparsity"], stored["tolerance"])
 
 

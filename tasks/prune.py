@@ -257,7 +257,7 @@ class _Job:
         certificate = (
             certify(run.path, method.sparsity, method.tolerance)
             if sizes is None
-            else certify_size(run.path, method.sparsity, sizes.shapes)
+            else certify_size(run.path, method.sparsity, sizes.shapes, method.tolerance)
         )
         if selection := metrics["method_report"].get("certificate"):
             certificate[SELECTION] = selection

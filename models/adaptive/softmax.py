@@ -68,10 +68,10 @@ class AdaptiveSoftmax(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The log-probabilities of all words, (..., vocab_size), of hidden states (..., width)."""
-        head = self._head(hidden).log_softmax(-1)
+        head = _precise(self._head(hidden)).log_softmax(-1)
         size = self.bounds[1]
         rare = [
-            self._scores(number, hidden).log_softmax(-1) + head[..., size + number - 1, None]
+            _precise(self._scores(number, hidden)).log_softmax(-1) + head[..., size + number - 1, None]
             for number in range(1, len(self.clusters))
         ]
         return torch.cat([head[..., :size], *rare], -1)
@@ -88,10 +88,10 @@ class AdaptiveSoftmax(nn.Module):
             inside = (words >= low) & (words < high)
             places = torch.where(inside, size + number - 1, places)
             rare.append(inside.nonzero().squeeze(1))
-        losses = nn.functional.cross_entropy(self._head(hidden).float(), places, reduction="none")
+        losses = nn.functional.cross_entropy(_precise(self._head(hidden)), places, reduction="none")
         for number, rows in enumerate(rare, 1):
             if len(rows):
-                scores = self._scores(number, hidden[rows]).float()
+                scores = _precise(self._scores(number, hidden[rows]))
                 own = nn.functional.cross_entropy(scores, words[rows] - self.bounds[number], reduction="none")
                 losses = losses.index_add(0, rows, own)
         return losses
@@ -109,3 +109,8 @@ class AdaptiveSoftmax(nn.Module):
         if cluster.rank == 0:
             return bias.expand(*hidden.shape[:-1], -1)
         return cluster.score(hidden, bias)
+
+
+def _precise(scores: Tensor) -> Tensor:
+    """In float32 or better: sums over a vocabulary need it."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from argprune.solvers.groups import Weight
 from argprune.solvers.low_rank import Factors, Ranks, allocate_ranks
 from argprune.solvers.methods.base import Method, State
+from argprune.solvers.methods.structures import Scope
 
 Initial = Literal["svd", "whitened", "random"]
 
@@ -46,6 +47,7 @@ class LowRank(Method):
 
     # Fields of the subclasses, which are dataclasses; named here for the code below.
     multiple: int
+    scope: Scope = "global"
 
     @property
     def wants_factors(self) -> FactorPlan:
@@ -75,12 +77,18 @@ class LowRank(Method):
         """The numbers in the dense weights."""
         return sum(outputs * inputs for outputs, inputs in self._shapes)
 
-    def _drop(self, worth: Sequence[Tensor], scope: Literal["matrix", "global"] = "global") -> None:
+    @property
+    def tolerance(self) -> float:
+        """The size of one component, the largest; of scope "matrix" one of each matrix."""
+        sizes = [factors.unit_size for factors in self._factors]
+        return float(max(sizes) if self.scope == "global" else sum(sizes))
+
+    def _drop(self, worth: Sequence[Tensor]) -> None:
         """Keep what is worth most within the budget, and make every factor as small as that; gates are folded in.
 
-        scope: one budget for all ("global"), or for each matrix its share.
+        The budget is one for all (scope "global"), or for each matrix its share.
         """
-        if scope == "global":
+        if self.scope == "global":
             choices = [self._allocate(worth, self._shapes)]
         else:
             choices = [self._allocate([each], [shape]) for each, shape in zip(worth, self._shapes, strict=True)]

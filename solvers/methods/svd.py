@@ -22,6 +22,7 @@ from torch import Tensor
 from argprune.solvers.groups import Weight
 from argprune.solvers.low_rank import Factors
 from argprune.solvers.methods.low_rank import FactorPlan, LowRank
+from argprune.solvers.methods.structures import Scope
 from argprune.solvers.registry import register
 from argprune.solvers.schedules import check_sparsity
 
@@ -40,7 +41,7 @@ class Svd(LowRank):
 
     sparsity: float
     initial: Literal["svd", "whitened"] = "svd"
-    scope: Literal["matrix", "global"] = "matrix"
+    scope: Scope = "matrix"
     embeddings: bool = False
     multiple: int = 8
 
@@ -63,7 +64,7 @@ class Svd(LowRank):
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
         """Truncate."""
         super().attach(weights, total_steps)
-        self._drop([self._worth(factors) for factors in self._factors], self.scope)
+        self._drop([self._worth(factors) for factors in self._factors])
 
     @staticmethod
     def _worth(factors: Factors) -> Tensor:

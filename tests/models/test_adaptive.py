@@ -90,8 +90,7 @@ def test_probabilities_sum_to_one(shape: tuple[int, int, list[int], list[int]], 
     log_p = layer(hidden)
     torch.testing.assert_close(log_p.exp().sum(1), torch.ones(50, dtype=torch.float64))
     words = torch.randint(0, vocabulary, (50,))
-    # The losses are computed in float32.
-    torch.testing.assert_close(layer.losses(hidden, words), -log_p[range(50), words].float())
+    torch.testing.assert_close(layer.losses(hidden, words), -log_p[range(50), words])
 
 
 def test_it_is_torchs_adaptive_softmax() -> None:
@@ -145,6 +144,25 @@ def test_the_loss_alone_is_the_loss(architecture: str, tied: bool) -> None:
         model.eval()
         assert model(input_ids=texts(), labels=labels).logits.shape == (3, 10, VOCABULARY)
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("architecture", ["lstm", "gpt2"])
+def test_in_bfloat16_probabilities_are_float32(architecture: str) -> None:
+    """Whether the weights are, or autocast makes them so; a float32 gate changes no dtype of what follows."""
+    model = make(architecture)
+    for factors in find_clusters(model):
+        factors.set_gate(torch.full((factors.rank,), 0.5))
+    with torch.no_grad():
+        exact = model(input_ids=texts()).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = model(input_ids=texts()).logits
+        stored = model.bfloat16()(input_ids=texts()).logits
+    assert all(factors.gate is not None and factors.gate.dtype == torch.float32 for factors in find_clusters(model))
+    for found in (cast, stored):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.exp().sum(-1), torch.ones(3, 10))
+        # Eight bits of mantissa, on logits of about 3.
+        torch.testing.assert_close(found, exact, rtol=0, atol=0.2)
 
 
 # Gates

@@ -109,7 +109,20 @@ def test_seed_decides_everything(job: dict[str, Any], dense: Path, tmp_path: Pat
     assert any(not torch.equal(tensor, bits(dense)[name]) for name, tensor in bits(other.path).items())
 
 
-@pytest.mark.parametrize(("method", "kill_at"), [("rpp", 10), ("magnitude", 15), ("rpp", 30)])
+# flop: among gates, and after components were dropped.
+KILLED = [
+    ("rpp", 10),
+    ("magnitude", 15),
+    ("rpp", 30),
+    ("movement", 15),
+    ("l0", 15),
+    ("cofi", 15),
+    ("flop", 15),
+    ("flop", 30),
+]
+
+
+@pytest.mark.parametrize(("method", "kill_at"), KILLED)
 def test_kill_and_resume_gives_the_same_bits(
     job: dict[str, Any], dense: Path, tmp_path: Path, method: str, kill_at: int
 ) -> None:

@@ -1,0 +1,113 @@
+"""Low-rank runs from the outside: exact sizes in the saved files, models that load by themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from argprune import prune
+from argprune.models.factorised import find_factors
+from argprune.tasks.certificate import check_certificate
+
+
+@pytest.fixture
+def job(tiny_model: str, tiny_data: str) -> dict[str, Any]:
+    return {
+        "model": tiny_model,
+        "task": "words",
+        "data_dir": tiny_data,
+        "quiet": True,
+        "max_steps": 20,
+        "batch_size": 8,
+        "max_length": 16,
+        "log_every": 5,
+        "learning_rate": 1e-3,
+    }
+
+
+@pytest.fixture(scope="module")
+def dense(tiny_model: str, tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dense") / "run"
+    options: dict[str, Any] = {"max_steps": 20, "batch_size": 8, "max_length": 16, "learning_rate": 1e-3}
+    prune(tiny_model, "words", data_dir=tiny_data, method="dense", output=path, quiet=True, **options)
+    return path
+
+
+FLOP = {"name": "flop", "multiple": 1}
+METHODS = [
+    pytest.param(FLOP, id="flop"),
+    pytest.param({**FLOP, "initial": "whitened", "rank": "full"}, id="flop-whitened-full"),
+    pytest.param({**FLOP, "embeddings": True}, id="flop-embeddings"),
+    pytest.param({"name": "svd", "multiple": 1}, id="svd"),
+    pytest.param({"name": "svd", "multiple": 1, "initial": "whitened", "scope": "global"}, id="svd-whitened"),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sparsity", [0.2, 0.8])
+def test_the_saved_model_is_as_small_as_asked(
+    job: dict[str, Any], dense: Path, tmp_path: Path, method: dict[str, Any], sparsity: float
+) -> None:
+    run = prune(**job, method=method, sparsity=sparsity, dense=dense, output=tmp_path / "run")
+    certificate = json.loads((run.path / "certificate.json").read_text())
+    assert certificate["kind"] == "size"
+    assert certificate["holds"]
+    assert check_certificate(run.path)
+    # One component of each of 12 matrices at most.
+    assert (
+        0
+        <= certificate["wanted"] - certificate["kept"] + 0.5
+        <= certificate["tolerance"]
+        <= 0.15 * certificate["total"]
+    )
+    saved = load_file(run.path / "model" / "model.safetensors")
+    numbers = sum(tensor.numel() for tensor in saved.values())
+    assert run.metrics["compression"]["model"] == pytest.approx(_size(dense) / numbers)
+    assert run.metrics["sparsity"]["encoder"] == pytest.approx(1 - certificate["kept"] / certificate["total"])
+    assert set(run.masks()) == set(certificate["shapes"])
+
+
+def test_the_saved_model_loads_by_itself(job: dict[str, Any], dense: Path, tmp_path: Path) -> None:
+    run = prune(**job, method=FLOP, sparsity=0.5, dense=dense, output=tmp_path / "run")
+    folder = run.path / "model"
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert len(find_factors(plain)) > 0
+    inputs = AutoTokenizer.from_pretrained(folder)(["w1 w2 w3", "w4"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**inputs).logits, run.model()(**inputs).logits, rtol=0, atol=0)
+    again = tmp_path / "again"
+    plain.save_pretrained(again)
+    first, second = (load_file(path / "model.safetensors") for path in (folder, again))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_the_certificate_notices_a_larger_factor(job: dict[str, Any], dense: Path, tmp_path: Path) -> None:
+    run = prune(**job, method=FLOP, sparsity=0.5, dense=dense, output=tmp_path / "run")
+    assert check_certificate(run.path)
+    file = run.path / "model" / "model.safetensors"
+    saved = load_file(file)
+    name = next(name for name in saved if name.endswith(".second"))
+    saved[name] = torch.cat([saved[name], saved[name]], dim=1)
+    save_file(saved, file, metadata={"format": "pt"})
+    assert not check_certificate(run.path)
+
+
+def test_the_log_tells_of_the_constraint(job: dict[str, Any], dense: Path, tmp_path: Path) -> None:
+    run = prune(**{**job, "log_every": 1}, method=FLOP, sparsity=0.5, dense=dense, output=tmp_path / "run")
+    lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    gated = [line for line in lines if "expected_sparsity" in line]
+    assert gated
+    assert {"constraint_violation", "multiplier_linear", "multiplier_quadratic", "pressure"} <= set(gated[0])
+    assert gated[-1]["expected_sparsity"] == pytest.approx(0.5, abs=0.005)
+    assert "expected_sparsity" not in lines[-1]
+    assert lines[-1]["sparsity"] == pytest.approx(0.5, abs=0.01)
+
+
+def _size(dense: Path) -> int:
+    return sum(tensor.numel() for tensor in load_file(dense / "model" / "model.safetensors").values())
