@@ -44,6 +44,10 @@ from argprune.tasks.settings import SHARED
 from argprune.tasks.texts import Task, hold_out
 
 
+# What Trainer measures of itself.
+_OF_TRAINER = frozenset({"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"})
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run: its folder, and what its metrics.json says."""
@@ -234,7 +238,7 @@ class _Job:
             _sparsity(self.model, self.weights, method) if sizes is None else merge(self.model, sizes, method.sparsity)
         )
         measured = time.monotonic()
-        scores = {split: _score(trainer, data[split], self.task.metric) for split in ("validation", "test")}
+        scores = {split: _score(trainer, data[split]) for split in ("validation", "test")}
         seconds["evaluate"] = time.monotonic() - measured
         _save(run.path, self.model, self.tokenizer, masks)
         metrics = {
@@ -268,10 +272,12 @@ class _Job:
         return metrics
 
 
-def _score(trainer: PruningTrainer, data: Encoded, metric: str) -> dict[str, float]:
+def _score(trainer: PruningTrainer, data: Encoded) -> dict[str, float]:
+    """All that the task measures, and the loss."""
     metrics = trainer.predict(data, metric_key_prefix="test").metrics
     assert metrics is not None
-    return {name: metrics[f"test_{name}"] for name in (metric, "loss")}
+    named = {name.removeprefix("test_"): value for name, value in metrics.items()}
+    return {name: value for name, value in named.items() if name not in _OF_TRAINER}
 
 
 def _sparsity(model: PreTrainedModel, weights: list[Weight], method: Method) -> dict[str, Any]:
