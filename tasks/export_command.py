@@ -1,10 +1,12 @@
 """`argprune export`: a finished run as a model to use: dense, structurally smaller, sparse, or ONNX.
 
-What is written is loaded back, compared with the masked model on the same inputs, and timed against it.
+What is written is loaded back, compared with the masked model on the same inputs, and timed against it. The model of a
+low-rank run has no zeros: it is compared with the dense model that its factors multiply out to.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -34,6 +36,7 @@ from argprune.models.export import (
     save_sparse,
     shrink,
 )
+from argprune.models.factorised import is_low_rank, load_low_rank, merge_factors
 from argprune.tasks.runs import MODEL, RunDirectory, RunError, write_json
 
 FORMATS = ("dense", "structured", "sparse", "onnx")
@@ -87,19 +90,26 @@ def export_command(export: Export, *, quiet: bool = False) -> int:
     """Export a run and print what came of it; 0. Raises ValueError for bad input, RunError where outputs differ."""
     export.check()
     logging.disable_progress_bar()
-    model = load_shrunk(export.run / MODEL)
-    tokenizer = load_tokenizer(str(export.run / MODEL))
+    folder = export.run / MODEL
+    low_rank = is_low_rank(folder)
+    if low_rank and export.format == "sparse":
+        raise ValueError(f"{export.run} is a low-rank run, without zeros; give --format dense, structured or onnx.")
+    model = load_low_rank(folder) if low_rank else load_shrunk(folder)
+    tokenizer = load_tokenizer(str(folder))
     inputs = example_inputs(model, export.batch, export.length)
     temporary = export.output.with_name(f".{export.output.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(export.threads)
     try:
-        facts = _WRITERS[export.format](export, model, temporary)
+        facts = (_LOW_RANK_WRITERS if low_rank else _WRITERS)[export.format](export, model, temporary)
+        if low_rank:
+            merge_factors(model)
         tokenizer.save_pretrained(temporary)
         predict = _load(export, temporary)
         facts |= _compare(export, model, predict, inputs)
-        facts["bytes"] = {"masked": _size(export.run / MODEL), "exported": _size(temporary)}
+        facts["reference"] = "dense" if low_rank else "masked"
+        facts["bytes"] = {"masked": _bytes(model) if low_rank else _size(folder), "exported": _size(temporary)}
         write_json(temporary / EXPORT, facts)
         if export.output.is_dir():
             shutil.rmtree(export.output)
@@ -149,6 +159,31 @@ _WRITERS: Mapping[str, Callable[[Export, PreTrainedModel, Path], dict[str, Any]]
 }
 
 
+def _write_merged(export: Export, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    dense = copy.deepcopy(model)
+    merge_factors(dense)
+    return _write_dense(export, dense, folder)
+
+
+def _write_factors(export: Export, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    model.save_pretrained(folder)
+    load = f"import argprune.models; transformers.{type(model).__name__}.from_pretrained(folder)"
+    return _facts(export, load)
+
+
+def _write_factors_onnx(export: Export, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    export_onnx(model, folder / _ONNX)
+    model.config.save_pretrained(folder)
+    return _facts(export, f"argprune.models.export.OnnxModel(folder / {_ONNX!r})")
+
+
+_LOW_RANK_WRITERS: Mapping[str, Callable[[Export, PreTrainedModel, Path], dict[str, Any]]] = {
+    "dense": _write_merged,
+    "structured": _write_factors,
+    "onnx": _write_factors_onnx,
+}
+
+
 def _facts(export: Export, load: str) -> dict[str, Any]:
     return {
         "format": export.format,
@@ -164,7 +199,10 @@ def _facts(export: Export, load: str) -> dict[str, Any]:
 def _load(export: Export, folder: Path) -> Predict:
     if export.format == "onnx":
         return OnnxModel(folder / _ONNX, threads=export.threads)
-    model = load_sparse(folder) if export.format == "sparse" else load_shrunk(folder)
+    if export.format == "sparse":
+        model = load_sparse(folder)
+    else:
+        model = load_low_rank(folder) if is_low_rank(folder) else load_shrunk(folder)
     return lambda inputs: read_logits(model, inputs)
 
 
@@ -174,7 +212,7 @@ def _compare(export: Export, model: PreTrainedModel, predict: Predict, inputs: M
     scale = max(1.0, *(float(value.abs().max()) for value in wanted.values()))
     if not error <= _TOLERANCE * scale:
         raise RunError(
-            f"The {export.format} export's logits differ from the masked model's by {error:.1e}, more than "
+            f"The {export.format} export's logits differ from the run's model's by {error:.1e}, more than "
             f"{_TOLERANCE * scale:.1e}; nothing was written. Please report the model."
         )
     times = interleaved_seconds(
@@ -188,13 +226,17 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for pattern in ("*.safetensors", "*.onnx*") for file in folder.glob(pattern))
 
 
+def _bytes(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
 def _summary(export: Export, facts: Mapping[str, Any]) -> str:
-    size, times = facts["bytes"], facts["milliseconds"]
+    size, times, reference = facts["bytes"], facts["milliseconds"], facts["reference"]
     lines = [
-        f"{export.format}: {size['masked'] / 1e6:.1f} MB masked, {size['exported'] / 1e6:.1f} MB exported "
+        f"{export.format}: {size['masked'] / 1e6:.1f} MB {reference}, {size['exported'] / 1e6:.1f} MB exported "
         f"({size['masked'] / size['exported']:.2f}x smaller)",
         f"latency at batch {export.batch}, length {export.length}, {export.threads} threads: "
-        f"{times['masked']:.1f} ms masked, {times['exported']:.1f} ms exported "
+        f"{times['masked']:.1f} ms {reference}, {times['exported']:.1f} ms exported "
         f"({times['masked'] / times['exported']:.2f}x faster)",
         f"logits: largest difference {facts['largest_difference']:.1e}",
     ]

@@ -15,6 +15,7 @@ from argprune.cli import main
 from argprune.models import find_heads, find_neurons, load_shrunk, load_sparse, load_tokenizer
 from argprune.models.export import OnnxModel, SparseLinear, example_inputs, largest_difference, read_logits
 from argprune.models.export import strips as strips_module
+from argprune.models.factorised import find_factors
 from argprune.tasks import export_command
 from argprune.tasks.runs import RunError
 
@@ -44,6 +45,46 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 def export(run: Path, kind: str, output: Path, *more: str) -> int:
     sizes = ["--batch", "2", "--length", "8", "--threads", "1"]
     return main(["export", str(run), "--format", kind, "--output", str(output), *sizes, *more])
+
+
+@pytest.fixture(scope="module")
+def low_rank(tiny_model: str, tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--model", tiny_model, "--task", "words", "--data_dir", tiny_data, "--max_steps", "3"]
+    options += ["--method", "svd", "--sparsity", "0.5", "--max_length", "16", "--output", str(folder), "-q"]
+    assert main(["prune", *options]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["dense", "structured", "onnx"])
+def test_low_rank_runs_are_compared_with_what_they_multiply_out_to(
+    kind: str, low_rank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    output = tmp_path / "exported"
+    assert export(low_rank, kind, output) == 0
+    assert "MB dense" in capsys.readouterr().out
+    facts = json.loads((output / "export.json").read_text())
+    assert facts["reference"] == "dense"
+    assert facts["largest_difference"] <= 1e-5
+    if kind == "onnx":
+        return
+    model = BertForSequenceClassification.from_pretrained(output).eval()
+    assert bool(find_factors(model)) == (kind == "structured")
+    inputs = example_inputs(model, 2, 8)
+    first = BertForSequenceClassification.from_pretrained(low_rank / "model").eval()
+    assert largest_difference(read_logits(model, inputs), read_logits(first, inputs)) <= 1e-5
+    if kind == "structured":
+        assert facts["bytes"]["exported"] < facts["bytes"]["masked"]
+
+
+def test_low_rank_runs_have_no_zeros_to_skip(
+    low_rank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(low_rank, "sparse", tmp_path / "exported") == 2
+    assert "give --format dense, structured or onnx" in capsys.readouterr().err
+    assert not (tmp_path / "exported").exists()
 
 
 @pytest.mark.parametrize("kind", ["dense", "structured", "sparse", "onnx"])

@@ -13,4 +13,7 @@ from argprune.models.factorised.embedding import TiedFactorisedEmbedding as Tied
 from argprune.models.factorised.embedding import TiedFactorisedHead as TiedFactorisedHead
 from argprune.models.factorised.grams import input_grams as input_grams
 from argprune.models.factorised.linear import FactorisedLinear as FactorisedLinear
+from argprune.models.factorised.merging import is_low_rank as is_low_rank
+from argprune.models.factorised.merging import load_low_rank as load_low_rank
+from argprune.models.factorised.merging import merge_factors as merge_factors
 from argprune.models.factorised.places import find_factors as find_factors

@@ -11,7 +11,8 @@ method, and the factors are left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safetensors import safe_open
@@ -45,7 +46,36 @@ class LowRankConfig(QuantizationConfigMixin):
             if not isinstance(name, str) or isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"{METHOD}: rank {rank!r} of {name!r} in quantization_config; give a number >= 1.")
         self.quant_method: Any = quant_method
-        self.ranks = dict(ranks)
+        self._given = dict(ranks)
+        self._model: weakref.ref[nn.Module] | None = None
+
+    @staticmethod
+    def of(model: nn.Module, ranks: Mapping[str, int]) -> LowRankConfig:
+        """The ranks that a model has whenever they are asked for, now `ranks`: a method drops components as it goes."""
+        config = LowRankConfig(ranks)
+        config._model = weakref.ref(model)
+        return config
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Name of the dense weight -> components."""
+        model = None if self._model is None else self._model()
+        return dict(self._given) if model is None else _ranks(model)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {"quant_method": self.quant_method, "ranks": self.ranks}
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        yield from self.to_dict().items()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LowRankConfig:
+        # A copy of the model takes a config along that tells of the copy; a copy of the config alone stays as it is.
+        twin = None if self._model is None else memo.get(id(self._model()))
+        return LowRankConfig(self.ranks) if twin is None else LowRankConfig.of(twin, self.ranks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LowRankConfig, (self.ranks,)
 
 
 @register_quantizer(METHOD)
@@ -103,18 +133,19 @@ class LowRankQuantizer(HfQuantizer):
 
 
 def describe(model: nn.Module) -> None:
-    """Bring what the config of `model` says of its factors up to date: `factorise` and `compact` do.
-
-    After `Gated.keep` by hand it is due before the model is saved. Models without a config have nothing to save.
-    """
+    """Let the config of `model` tell of its factors from now on, where it has a config and there are any."""
     config = getattr(model, "config", None)
     if not isinstance(model, PreTrainedModel) or config is None or foreign_method(model) is not None:
         return
-    ranks = {f"{path}.weight": layer.rank for path, layer in layers(model)}
+    ranks = _ranks(model)
     if ranks:
-        config.quantization_config = LowRankConfig(ranks)
+        config.quantization_config = LowRankConfig.of(model, ranks)
     elif hasattr(config, "quantization_config"):
         del config.quantization_config
+
+
+def _ranks(model: nn.Module) -> dict[str, int]:
+    return {f"{path}.weight": layer.rank for path, layer in layers(model)}
 
 
 def foreign_method(model: nn.Module) -> str | None:

@@ -92,7 +92,9 @@ class Gated(nn.Module):
                 parameter.grad = None
                 # A graph of before, kept by whoever holds a loss, remembers the shape that gradients are to have.
                 # Only another dtype makes torch forget it.
-                parameter.data = data.new_empty(0, dtype=torch.float64 if data.dtype == torch.float32 else torch.float32)
+                parameter.data = data.new_empty(
+                    0, dtype=torch.float64 if data.dtype == torch.float32 else torch.float32
+                )
                 parameter.data = data
         self.set_gate(None)
 
