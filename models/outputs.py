@@ -20,15 +20,17 @@ def read_outputs(outputs: Any, inputs: Mapping[str, Any]) -> Outputs:
     causal language models predict the next token. Raises ValueError for outputs of any other kind.
     """
     if getattr(outputs, "start_logits", None) is not None:
+        mask = inputs.get("attention_mask")
         spans = (
-            _span(outputs.start_logits, inputs["start_positions"]),
-            _span(outputs.end_logits, inputs["end_positions"]),
+            _span(outputs.start_logits, inputs["start_positions"], mask),
+            _span(outputs.end_logits, inputs["end_positions"], mask),
         )
         return Outputs(spans, outputs)
     logits, labels = getattr(outputs, "logits", None), inputs.get("labels")
     if logits is None or labels is None:
         raise ValueError(
-            f"{type(outputs).__name__} has no logits, or its batch no labels; self-regularization needs both."
+            f"{type(outputs).__name__} has no logits, or its batch no labels; self-regularization and "
+            "distillation need both."
         )
     if logits.dim() == 3:
         if "CausalLM" in type(outputs).__name__:
@@ -40,6 +42,6 @@ def read_outputs(outputs: Any, inputs: Mapping[str, Any]) -> Outputs:
     return Outputs((Prediction(logits, labels),), outputs)
 
 
-def _span(logits: Tensor, positions: Tensor) -> Prediction:
+def _span(logits: Tensor, positions: Tensor, mask: Tensor | None) -> Prediction:
     inside = (positions >= 0) & (positions < logits.shape[-1])
-    return Prediction(logits[inside], positions[inside])
+    return Prediction(logits[inside], positions[inside], None if mask is None else mask[inside].bool())

@@ -57,22 +57,22 @@ def certify(run: Path, sparsity: float, tolerance: float | None = None) -> dict[
 
 
 def certify_size(
-    run: Path, sparsity: float, shapes: Mapping[str, tuple[int, int]], tolerance: float | None = None
+    run: Path, sparsity: float, dense: Mapping[str, int], tolerance: float | None = None
 ) -> dict[str, Any]:
     """The certificate of a low-rank run folder, from its saved model: how many numbers stand for each dense weight.
 
-    shapes: (outputs, inputs) by weight name. tolerance: by how many numbers the sum may differ from the asked one; half
+    dense: how many numbers each weight had. tolerance: by how many numbers the sum may differ from the asked one; half
     a percent of the dense one is always allowed, which None means. `holds` is True if it does not differ by more.
     Raises ValueError where a weight has neither factors nor a matrix in the saved model.
     """
     saved = load_file(run / MODEL / _WEIGHTS)
-    stored = {name: stored_size(name, saved) for name in shapes}
-    total = sum(outputs * inputs for outputs, inputs in shapes.values())
+    stored = {name: stored_size(name, saved) for name in dense}
+    total = sum(dense.values())
     kept, wanted = sum(stored.values()), total - sparsity * total
     tolerance = max(_SHARE * total, tolerance or 0.0)
     return {
         "kind": "size",
-        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "dense": dict(dense),
         "stored": stored,
         "total": total,
         "kept": kept,
@@ -88,8 +88,8 @@ def stored_size(name: str, state: Mapping[str, Tensor]) -> int:
     """How many numbers of a state dict stand for a weight: the matrix, or its two factors. ValueError for neither."""
     if name in state:
         return state[name].numel()
-    layer = name.removesuffix("weight")
-    parts = [f"{layer}first", f"{layer}second"]
+    layer = name.removesuffix(".weight")
+    parts = [f"{layer}.first", f"{layer}.second"]
     missing = [part for part in parts if part not in state]
     if missing:
         raise ValueError(f"The model has neither {name!r} nor {missing[0]!r}; it is not that of this run.")
@@ -102,8 +102,8 @@ def check_certificate(run: Path) -> bool:
     # Costs are not saved: what was proved of the selection was checked when it was made.
     stored.pop(SELECTION, None)
     if stored["kind"] == "size":
-        shapes = {name: (outputs, inputs) for name, (outputs, inputs) in stored["shapes"].items()}
-        return bool(stored["holds"]) and stored == certify_size(run, stored["sparsity"], shapes, stored["tolerance"])
+        again = certify_size(run, stored["sparsity"], stored["dense"], stored["tolerance"])
+        return bool(stored["holds"]) and stored == again
     return bool(stored["holds"]) and stored == certify(run, stored["sparsity"], stored["tolerance"])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from argprune.models.adaptive import find_clusters
 from argprune.models.factorised import compact, factorise, input_grams
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import LowRank
@@ -26,15 +27,15 @@ _CALIBRATION = 256
 
 @dataclass(frozen=True)
 class DenseSizes:
-    """Numbers in the dense model, and the shape (outputs, inputs) of each of its weights that became factors."""
+    """Numbers in the dense model, and in each of its weights that became factors."""
 
     model: int
-    shapes: Mapping[str, tuple[int, int]]
+    weights: Mapping[str, int]
 
     @property
     def encoder(self) -> int:
         """Numbers in the dense weights."""
-        return sum(outputs * inputs for outputs, inputs in self.shapes.values())
+        return sum(self.weights.values())
 
 
 def factor(
@@ -50,24 +51,28 @@ def factor(
     Raises ValueError for weights that are no matrices of linear layers.
     """
     before, plan = model.num_parameters(), method.wants_factors
+    # Adaptive embeddings are factors already, a pair for each cluster of words.
+    clusters = find_clusters(model) if plan.embeddings else []
+    embeddings = plan.embeddings and not clusters
     grams = None
     if plan.initial == "whitened":
         rows = drawn(data, min(_CALIBRATION, len(data)), settings.seed)
-        grams = input_grams(model, weights, batches(data, rows, collate, settings.batch_size))
-    factors = factorise(model, weights, initial=plan.initial, rank=plan.rank, grams=grams, embeddings=plan.embeddings)
+        grams = input_grams(model, weights, batches(data, rows, collate, settings.batch_size), embeddings=embeddings)
+    factors = factorise(model, weights, initial=plan.initial, rank=plan.rank, grams=grams, embeddings=embeddings)
+    factors += clusters
     method.take_factors(factors)
-    return DenseSizes(before, {each.name: each.shape for each in factors})
+    return DenseSizes(before, {each.name: each.dense_size for each in factors})
 
 
 def merge(model: PreTrainedModel, dense: DenseSizes, target: float) -> dict[str, Any]:
     """Make one matrix again of factors that take more; the entries of metrics.json that tell sparsity."""
     compact(model)
     state = model.state_dict()
-    stored = {name: stored_size(name, state) for name in dense.shapes}
+    stored = {name: stored_size(name, state) for name in dense.weights}
     saved = dense.encoder - sum(stored.values())
     sizes = {"encoder": dense.encoder, "model": dense.model}
     return {
         "sparsity": {"target": target, **{name: saved / size for name, size in sizes.items()}},
         "compression": {name: size / (size - saved) for name, size in sizes.items()},
-        "matrices": {name: 1 - stored[name] / (outputs * inputs) for name, (outputs, inputs) in dense.shapes.items()},
+        "matrices": {name: 1 - stored[name] / numbers for name, numbers in dense.weights.items()},
     }

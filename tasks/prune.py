@@ -43,7 +43,6 @@ from argprune.tasks.runs import (
 from argprune.tasks.settings import SHARED
 from argprune.tasks.texts import Task, hold_out
 
-
 # What Trainer measures of itself.
 _OF_TRAINER = frozenset({"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"})
 
@@ -261,7 +260,7 @@ class _Job:
         certificate = (
             certify(run.path, method.sparsity, method.tolerance)
             if sizes is None
-            else certify_size(run.path, method.sparsity, sizes.shapes, method.tolerance)
+            else certify_size(run.path, method.sparsity, sizes.weights, method.tolerance)
         )
         if selection := metrics["method_report"].get("certificate"):
             certificate[SELECTION] = selection

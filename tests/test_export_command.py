@@ -163,7 +163,7 @@ def test_other_logits_are_a_failure_and_leave_nothing(
 
     monkeypatch.setattr(export_command, "load_shrunk", lambda f: load_shrunk(f) if "run" in str(f) else wrong(f))
     assert export(finished, "dense", tmp_path / "out") == 1
-    assert "logits differ from the masked model's by 1.0e-01" in capsys.readouterr().err
+    assert "logits differ from the run's model's by 1.0e-01" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
     assert issubclass(RunError, RuntimeError)
 

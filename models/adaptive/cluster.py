@@ -64,5 +64,9 @@ class Cluster(Gated):
 
 
 def find_clusters(model: nn.Module) -> list[Factors]:
-    """The clusters of a model's embeddings and softmaxes, in module order, tied ones once; [] where it has none."""
-    return [Factors(name, module) for name, module in model.named_modules() if isinstance(module, Cluster)]
+    """The clusters of a model's embeddings and softmaxes, in module order, tied ones once; [] where it has none.
+
+    Their sizes count against what they are now, not against tables as wide as the network, which they never were.
+    """
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Cluster) and module.rank]
+    return [Factors(name, module, dense=module.first.numel() + module.second.numel()) for name, module in found]

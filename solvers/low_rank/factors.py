@@ -5,6 +5,7 @@ W = Q diag(gate) P = sum_k gate_k q_k p_k^T          P (r, inputs), Q (outputs, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,7 +43,8 @@ class Factors:
     """The factors of one weight.
 
     name: of the dense weight in its model. layer: what computes with them. values: (r,) what dropping each component
-    cost when the factors were made (`Factorisation.values`); None where that is not known.
+    cost when the factors were made (`Factorisation.values`); None where that is not known. dense: the numbers against
+    which sizes are counted; None: outputs x inputs, those of the matrix that the factors stand for.
     The parameters stay the same objects for good; `keep` changes their shapes and drops their gradients, so that an
     optimizer's state no longer fits them.
     """
@@ -50,6 +52,7 @@ class Factors:
     name: str
     layer: FactoredLayer
     values: Tensor | None = None
+    dense: int | None = None
 
     @property
     def first(self) -> nn.Parameter:
@@ -76,6 +79,11 @@ class Factors:
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs) of the product."""
         return self.second.shape[0], self.first.numel() // max(1, self.rank)
+
+    @property
+    def dense_size(self) -> int:
+        """The numbers against which sizes are counted."""
+        return math.prod(self.shape) if self.dense is None else self.dense
 
     @property
     def unit_size(self) -> int:

@@ -6,7 +6,7 @@ size(ranks) = sum_l min(r_l (i_l + o_l), i_l o_l)        sparsity = 1 - size(ran
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from argprune.solvers.groups import Weight
-from argprune.solvers.low_rank import Factors, Ranks, allocate_ranks
+from argprune.solvers.low_rank import Factors, Ranks, allocate_ranks, break_even_rank, stored_size
 from argprune.solvers.methods.base import Method, State
 from argprune.solvers.methods.structures import Scope
 
@@ -62,7 +62,7 @@ class LowRank(Method):
         """The factors are there; nothing is dropped yet."""
         if not getattr(self, "_factors", None):
             raise ValueError("low-rank methods work on factors: call `take_factors` before `attach`.")
-        self._shapes = [factors.shape for factors in self._factors]
+        self._dense_size = sum(factors.dense_size for factors in self._factors)
         self._starts = [factors.rank for factors in self._factors]
         self._kept: list[Tensor] = []
         self._summary: dict[str, Any] = {}
@@ -75,7 +75,7 @@ class LowRank(Method):
     @property
     def dense_size(self) -> int:
         """The numbers in the dense weights."""
-        return sum(outputs * inputs for outputs, inputs in self._shapes)
+        return self._dense_size
 
     @property
     def tolerance(self) -> float:
@@ -89,9 +89,10 @@ class LowRank(Method):
         The budget is one for all (scope "global"), or for each matrix its share.
         """
         if self.scope == "global":
-            choices = [self._allocate(worth, self._shapes)]
+            budgets = [(self._factors, worth)]
         else:
-            choices = [self._allocate([each], [shape]) for each, shape in zip(worth, self._shapes, strict=True)]
+            budgets = [([factors], [each]) for factors, each in zip(self._factors, worth, strict=True)]
+        choices = [self._allocate(factors, each) for factors, each in budgets]
         kept = [index for choice in choices for index in choice.kept]
         self._keep(kept)
         self._summary = {
@@ -103,9 +104,16 @@ class LowRank(Method):
             "status": "optimal" if all(choice.status == "optimal" for choice in choices) else "feasible",
         }
 
-    def _allocate(self, worth: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> Ranks:
-        dense = sum(outputs * inputs for outputs, inputs in shapes)
-        return allocate_ranks(worth, shapes, dense - round(self.sparsity * dense), multiple=self.multiple)
+    def _allocate(self, factors: Sequence[Factors], worth: Sequence[Tensor]) -> Ranks:
+        dense = sum(each.dense_size for each in factors)
+        candidates = [_candidates(each, values) for each, values in zip(factors, worth, strict=True)]
+        ranks = allocate_ranks(
+            [values[index] for values, index in zip(worth, candidates, strict=True)],
+            [each.shape for each in factors],
+            dense - round(self.sparsity * dense),
+            multiple=self.multiple,
+        )
+        return replace(ranks, kept=[index[kept] for index, kept in zip(candidates, ranks.kept, strict=True)])
 
     def _keep(self, kept: Sequence[Tensor]) -> None:
         for factors, index in zip(self._factors, kept, strict=True):
@@ -163,7 +171,7 @@ class LowRank(Method):
 
     def _sparsity(self) -> float:
         """The sparsity of the factors as they are now stored."""
-        stored = sum(min(f.rank * f.unit_size, f.shape[0] * f.shape[1]) for f in self._factors)
+        stored = sum(stored_size(f.rank, *f.shape) if f.dense is None else f.rank * f.unit_size for f in self._factors)
         return 1 - stored / self.dense_size
 
     def logs(self) -> dict[str, float]:
@@ -173,3 +181,11 @@ class LowRank(Method):
     def report(self) -> dict[str, Any]:
         """The rank of each weight, the size of all, and how far their choice may be from the best."""
         return dict(self._summary)
+
+
+def _candidates(factors: Factors, worth: Tensor) -> Tensor:
+    """The components that may stay, int64 ascending: where they cannot become one matrix, fewer than would be it."""
+    if factors.dense is None:
+        return torch.arange(len(worth))
+    most = break_even_rank(*factors.shape)
+    return worth.sort(descending=True, stable=True).indices[:most].sort().values

@@ -8,17 +8,21 @@ from typing import Any
 
 from torch import Tensor
 
+from argprune.solvers.distillation.states import States
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """One output of a model, a row a prediction: classes of a text, a token or a position, or a number.
 
     logits: (rows, classes), or (rows,) for a number; targets: (rows,), int64 classes or floating numbers; rows without
-    a target are left out of both.
+    a target are left out of both. possible: bool (rows, classes), False where a class cannot be: at the padding of a
+    text whose positions are the classes; None: all can.
     """
 
     logits: Tensor
     targets: Tensor
+    possible: Tensor | None = None
 
     @property
     def is_regression(self) -> bool:
@@ -28,7 +32,11 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """A model's outputs on a batch: as predictions (a span has two: start and end), and as the model gave them."""
+    """A model's outputs on a batch: as predictions (a span has two: start and end), and as the model gave them.
+
+    states: what it computed on the way, where somebody learns from it.
+    """
 
     predictions: Sequence[Prediction]
     raw: Any
+    states: States | None = None

@@ -254,6 +254,14 @@ def test_gates_are_in_no_state_dict_and_follow_to_another_device() -> None:
     assert one.gate is None
 
 
+def test_compact_layers_can_be_exported() -> None:
+    one = layer(6, 5, 4).eval()
+    one.set_gate(torch.tensor([1.0, 0.0, 0.0, 0.5]))
+    one.keep(torch.tensor([0, 3]))
+    x = torch.randn(2, 5, dtype=torch.float64)
+    torch.testing.assert_close(torch.export.export(one, (torch.randn_like(x),)).module()(x), one(x))
+
+
 def test_gates_set_in_inference_take_part_in_training() -> None:
     one = layer(6, 5, 4)
     with torch.inference_mode():
@@ -446,6 +454,18 @@ def test_ranks() -> None:
             first, second = factors.matrices
             assert first.shape == (factors.rank, factors.shape[1])
             assert second.shape == (factors.shape[0], factors.rank)
+
+
+def test_break_even_ranks_of_large_layers_are_multiples_of_eight() -> None:
+    stack = nn.Sequential(nn.Linear(384, 192), nn.Linear(192, 300), nn.Linear(300, 250))
+    weights = [Weight(f"{index}.weight", stack[index].weight) for index in range(3)]  # type: ignore[arg-type]
+    found = factorise(stack, weights, initial="random")
+    assert [break_even_rank(*factors.shape) for factors in found] == [128, 117, 136]
+    assert [factors.rank for factors in found] == [128, 117, 136]
+    wide = nn.Sequential(nn.Linear(400, 300))
+    [factors] = factorise(wide, [Weight("0.weight", wide[0].weight)], initial="random")  # type: ignore[arg-type]
+    assert break_even_rank(*factors.shape) == 171
+    assert factors.rank == 168
 
 
 def test_svd_start_is_the_best_of_its_rank_and_random_is_the_generators() -> None:

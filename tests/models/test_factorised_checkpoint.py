@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from transformers import (
 
 from argprune.models import compact, factorise, find_factors, find_weights, load_model
 from argprune.models.export import example_inputs, largest_difference, read_logits
-from argprune.models.factorised import METHOD, LowRankConfig, TiedFactorisedHead, describe
+from argprune.models.factorised import METHOD, LowRankConfig, TiedFactorisedHead
 
 WORDS, WIDTH = 60, 32
 
@@ -308,16 +309,36 @@ def test_weights_that_are_missing_are_said(tmp_path: Path) -> None:
         load_model(str(tmp_path), num_labels=2)
 
 
-def test_stale_ranks_are_said(tmp_path: Path) -> None:
+def test_ranks_are_those_of_the_moment(tmp_path: Path) -> None:
+    """Components dropped by hand, in the model or in a copy of it, are gone in what is saved."""
     model = bert()
     found = factorise(model, find_weights(model), rank=6)
+    twin = copy.deepcopy(model)
     found[0].keep(torch.tensor([0, 1]))
-    saved(model, tmp_path / "stale")
-    with pytest.raises(ValueError, match=f"lacks '{found[0].name.removesuffix('weight')}first' of rank 6"):
-        load_model(str(tmp_path / "stale"), num_labels=2)
-    describe(model)
-    saved(model, tmp_path / "good")
-    assert same_bits(load_model(str(tmp_path / "good"), num_labels=2), model)
+    find_factors(twin)[1].keep(torch.tensor([3]))
+    for number, each in enumerate((model, twin)):
+        ranks = saved(each, tmp_path / str(number))["quantization_config"]["ranks"]
+        assert [ranks[factors.name] for factors in found[:3]] == ([2, 6, 6], [6, 1, 6])[number]
+        assert same_bits(load_model(str(tmp_path / str(number)), num_labels=2), each)
+    alone = copy.deepcopy(model.config)
+    unpickled = pickle.loads(pickle.dumps(model))
+    found[0].keep(torch.tensor([0]))
+    for config in (alone, unpickled.config):
+        assert config.quantization_config.ranks[found[0].name] == 2
+    assert dict(model.config.quantization_config)["ranks"][found[0].name] == 1
+    assert same_bits(pickle.loads(pickle.dumps(model)), model)
+
+
+def test_ranks_that_are_not_the_weights_are_said(tmp_path: Path) -> None:
+    model = bert()
+    name = factorise(model, find_weights(model), rank=6)[0].name
+    ranks = saved(model, tmp_path)["quantization_config"]["ranks"]
+    rewritten(tmp_path, ranks=ranks | {name: 5})
+    with pytest.raises(ValueError, match=f"lacks '{name.removesuffix('weight')}first' of rank 5"):
+        load_model(str(tmp_path), num_labels=2)
+    rewritten(tmp_path, ranks={other: rank for other, rank in ranks.items() if other != name})
+    with pytest.raises(ValueError, match=f"lacks 1 weights of BertForSequenceClassification, such as '{name}'"):
+        load_model(str(tmp_path), num_labels=2)
 
 
 @pytest.mark.parametrize(

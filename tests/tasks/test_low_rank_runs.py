@@ -12,8 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from argprune import prune
+from argprune.models import find_clusters
 from argprune.models.factorised import find_factors
 from argprune.tasks.certificate import check_certificate
+from argprune.tasks.data import load_task
+from argprune.tasks.language import Language, make_causal_lm
 
 
 @pytest.fixture
@@ -44,6 +47,7 @@ METHODS = [
     pytest.param(FLOP, id="flop"),
     pytest.param({**FLOP, "initial": "whitened", "rank": "full"}, id="flop-whitened-full"),
     pytest.param({**FLOP, "embeddings": True}, id="flop-embeddings"),
+    pytest.param({**FLOP, "embeddings": True, "initial": "whitened"}, id="flop-embeddings-whitened"),
     pytest.param({"name": "svd", "multiple": 1}, id="svd"),
     pytest.param({"name": "svd", "multiple": 1, "initial": "whitened", "scope": "global"}, id="svd-whitened"),
 ]
@@ -70,7 +74,7 @@ def test_the_saved_model_is_as_small_as_asked(
     numbers = sum(tensor.numel() for tensor in saved.values())
     assert run.metrics["compression"]["model"] == pytest.approx(_size(dense) / numbers)
     assert run.metrics["sparsity"]["encoder"] == pytest.approx(1 - certificate["kept"] / certificate["total"])
-    assert set(run.masks()) == set(certificate["shapes"])
+    assert set(run.masks()) == set(certificate["dense"])
 
 
 def test_the_saved_model_loads_by_itself(job: dict[str, Any], dense: Path, tmp_path: Path) -> None:
@@ -111,3 +115,28 @@ def test_the_log_tells_of_the_constraint(job: dict[str, Any], dense: Path, tmp_p
 
 def _size(dense: Path) -> int:
     return sum(tensor.numel() for tensor in load_file(dense / "model" / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("architecture", ["gru", "gpt2"])
+def test_clusters_of_adaptive_embeddings_are_pruned(architecture: Any, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for split in ("train", "valid", "test"):
+        (corpus / f"{split}.txt").write_text(
+            "\n".join(f"the w{i % 7} of w{i % 31} is w{(i * i) % 97} ." for i in range(400))
+        )
+    task = load_task(str(corpus))
+    assert isinstance(task, Language)
+    folder = tmp_path / "model"
+    sizes: dict[str, Any] = {"layers": 1, "width": 32, "heads": 2, "positions": 32, "cutoffs": [40]}
+    make_causal_lm(task, folder, architecture=architecture, tokenizer="word", vocab_size=200, **sizes)
+    options: dict[str, Any] = {"max_steps": 20, "batch_size": 8, "max_length": 32, "learning_rate": 1e-2, "quiet": True}
+    method = {**FLOP, "embeddings": True}
+    run = prune(str(folder), str(corpus), method=method, sparsity=0.5, output=tmp_path / "run", **options)
+    assert check_certificate(run.path)
+    clusters = [name for name in run.masks() if "clusters" in name]
+    assert len(clusters) == 2
+    assert any(not bool(run.masks()[name].all()) for name in clusters)
+    kept = {factors.name: factors.rank for factors in find_clusters(run.model())}
+    assert kept == {name: int(run.masks()[name].sum()) for name in clusters}
+    assert run.metrics["compression"]["model"] > 1.5
