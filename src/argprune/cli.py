@@ -1,4 +1,4 @@
-"""The command line: `argprune prune`, `argprune verify`, `argprune study`, `argprune export`, `argprune list`.
+"""The command line: `argprune prune`, `argprune verify`, `argprune study`, `argprune export`, `analyse`, `list`.
 
 Errors are one line that says what was wrong and what would be right.
 Exit status: 0, 1 for a failed run, 2 for bad usage.
@@ -54,6 +54,7 @@ def _dispatch(arguments: list[str]) -> int:
         "verify": _verify,
         "study": _study,
         "export": _export,
+        "analyse": _analyse,
         "list": _list,
     }
     top = argparse.ArgumentParser(prog="argprune", description=__doc__.splitlines()[0], exit_on_error=False)
@@ -317,6 +318,25 @@ def _export(arguments: list[str]) -> int:
     from argprune.tasks.export_command import Export, export_command
 
     return export_command(Export(**options), quiet=quiet)
+
+
+def _analyse(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="argprune analyse",
+        description="What a run's masks look like: rows, columns and heads against a random mask, and a picture.",
+        exit_on_error=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a finished run directory")
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="the folder for numbers and picture")
+    parser.add_argument("--picture", default="svg", choices=("svg", "png", "none"), help="of what (default: svg)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier analysis in DIR")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no table")
+    options = vars(parser.parse_args(arguments))
+    quiet = options.pop("quiet")
+
+    from argprune.tasks.analysis_command import Analysis, analysis_command
+
+    return analysis_command(Analysis(**options), quiet=quiet)
 
 
 def _list(arguments: list[str]) -> int:

@@ -1,0 +1,189 @@
+"""`argprune analyse`: what a finished run's masks look like, and what became of its word embeddings.
+
+Numbers go to OUTPUT/patterns.json, a map of each matrix's density to OUTPUT/patterns.svg (or .png).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from argprune.models import load_model
+from argprune.models.factorised import is_low_rank
+from argprune.models.patterns import Pattern, Spread, density_map, find_patterns, neighbour_overlap
+from argprune.tasks.data import load_task
+from argprune.tasks.runs import MASKS, MODEL, RunDirectory, write_json
+
+NUMBERS, PICTURE = "patterns.json", "patterns.{suffix}"
+_SUFFIXES = ("svg", "png")
+# Words whose neighbours are compared, drawn by the run's seed.
+_WORDS = 1000
+_NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What to analyse: the options of the command line.
+
+    run: a finished run directory, with masks of matrices. output: the folder for numbers and picture, made if it is not
+    there. picture: "svg", "png" or "none". overwrite: replace an earlier analysis.
+    """
+
+    run: Path
+    output: Path
+    picture: str = "svg"
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Raise ValueError or ImportError, in one line, unless this can be done."""
+        run = RunDirectory(self.run)
+        if not run.finished:
+            raise ValueError(f"{self.run} is no finished run (no metrics.json); give a folder of argprune prune.")
+        if not load_file(self.run / MASKS):
+            raise ValueError(f"{self.run} has no masks; give a run that pruned something.")
+        if is_low_rank(self.run / MODEL):
+            raise ValueError(f"{self.run} is a low-rank run: it drops components, which have no place in a matrix.")
+        if self.picture not in (*_SUFFIXES, "none"):
+            raise ValueError(f"--picture {self.picture!r}; give {', '.join(_SUFFIXES)} or none.")
+        if self.picture != "none" and find_spec("matplotlib") is None:
+            raise ImportError("A picture needs matplotlib: pip install 'argprune[report]', or give --picture none.")
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"Output {self.output} is a file; give a folder.")
+        if (self.output / NUMBERS).exists() and not self.overwrite:
+            raise ValueError(f"Output {self.output} holds an analysis; give --overwrite to replace it.")
+
+
+def analysis_command(analysis: Analysis, *, quiet: bool = False) -> int:
+    """Analyse a run, write what was found, and print a table of it; 0. Raises as `Analysis.check` does."""
+    analysis.check()
+    logging.disable_progress_bar()
+    metrics = RunDirectory(analysis.run).metrics()
+    masks = load_file(analysis.run / MASKS)
+    model = _load(analysis.run / MODEL, metrics)
+    patterns = find_patterns(model, masks)
+    overlap = _overlap(model, metrics)
+    analysis.output.mkdir(parents=True, exist_ok=True)
+    if analysis.picture != "none":
+        _draw(patterns, masks, analysis.output / PICTURE.format(suffix=analysis.picture), metrics)
+    write_json(
+        analysis.output / NUMBERS,
+        {
+            "run": str(analysis.run),
+            "method": metrics["method"],
+            "sparsity": metrics["sparsity"],
+            "patterns": [asdict(pattern) for pattern in patterns],
+            "neighbour_overlap": overlap,
+        },
+    )
+    if not quiet:
+        _print(patterns, overlap)
+        print(f"Folder: {analysis.output}")
+    return 0
+
+
+def _load(folder: Path, metrics: Mapping[str, Any]) -> PreTrainedModel:
+    task = load_task(metrics["task"], metrics["config"]["data_dir"])
+    return load_model(str(folder), kind=task.kind, **task.model_options())
+
+
+def _overlap(model: PreTrainedModel, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """How many of a word's neighbours are still there, compared with the model that training began with."""
+    first = _load_start(metrics)
+    before, after = (_words(each) for each in (first, model))
+    generator = torch.Generator().manual_seed(metrics["seed"])
+    words = torch.randperm(len(before), generator=generator)[:_WORDS].sort().values.tolist()
+    neighbours = min(_NEIGHBOURS, len(before) - 1)
+    return {
+        "words": len(words),
+        "neighbours": neighbours,
+        "overlap": neighbour_overlap(before, after, neighbours=neighbours, words=words),
+        "by_chance": neighbours / (len(before) - 1),
+    }
+
+
+def _load_start(metrics: Mapping[str, Any]) -> PreTrainedModel:
+    task = load_task(metrics["task"], metrics["config"]["data_dir"])
+    return load_model(metrics["model"], kind=task.kind, **task.model_options())
+
+
+def _words(model: PreTrainedModel) -> Tensor:
+    weight: Tensor = model.get_input_embeddings().weight.detach()
+    return weight
+
+
+def _draw(patterns: Sequence[Pattern], masks: Mapping[str, Tensor], file: Path, metrics: Mapping[str, Any]) -> None:
+    """A density map of each matrix: a row a layer, a column a kind of matrix."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    kinds = list(dict.fromkeys(_kind(pattern.name) for pattern in patterns))
+    layers = list(dict.fromkeys(_layer(pattern.name) for pattern in patterns))
+    # A mask of Conv1D is stored the other way round; where it is square it is shown as it is stored.
+    maps = [density_map(m if m.shape == p.shape else m.t()).numpy() for p, m in ((p, masks[p.name]) for p in patterns)]
+    style: Any = {"svg.hashsalt": "argprune", "svg.fonttype": "none", "font.family": "sans-serif"}
+    with matplotlib.rc_context(style):
+        size = 1.5 * len(kinds) + 1, 1.6 * len(layers) + 0.6
+        figure, axes = plt.subplots(len(layers), len(kinds), figsize=size, squeeze=False, layout="constrained")
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+        most = max(float(found.max()) for found in maps)
+        for pattern, found in zip(patterns, maps, strict=True):
+            row, column = layers.index(_layer(pattern.name)), kinds.index(_kind(pattern.name))
+            axis = axes[row][column]
+            image = axis.imshow(found, vmin=0, vmax=most, cmap="viridis", aspect="auto", interpolation="nearest")
+            title = f"{1 - pattern.density:.0%} zeros"
+            axis.set_title(f"{kinds[column]}\n{title}" if row == 0 else title, fontsize=6)
+            if column == 0:
+                axis.set_ylabel(f"layer {layers[row].strip('.')}", fontsize=7)
+        figure.suptitle(f"{metrics['method']}, {metrics['sparsity']['encoder']:.0%} zeros: what is kept", fontsize=9)
+        figure.colorbar(image, ax=axes, label="share kept", shrink=0.6)
+        metadata: Any = {"Date": None, "Creator": None} if file.suffix == ".svg" else None
+        figure.savefig(file, metadata=metadata, dpi=150)
+        plt.close(figure)
+
+
+def _layer(name: str) -> str:
+    found = re.search(r"\.\d+\.", name)
+    return found.group() if found else ""
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"^.*?\.\d+\.", "", name, count=1).removesuffix(".weight")
+
+
+def _print(patterns: Sequence[Pattern], overlap: Mapping[str, Any]) -> None:
+    table = Table(title="dispersion: 1 for a random mask of equal density; empty: by chance in brackets")
+    for heading in ("layer", "matrix", "zeros", "rows", "columns", "heads", "empty rows", "empty columns"):
+        is_name = heading == "matrix"
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
+    for pattern in patterns:
+        table.add_row(
+            _layer(pattern.name).strip("."),
+            _kind(pattern.name),
+            f"{1 - pattern.density:.1%}",
+            *(_dispersion(spread) for spread in (pattern.rows, pattern.columns, pattern.heads)),
+            *(f"{spread.empty} ({spread.empty_by_chance:.1f})" for spread in (pattern.rows, pattern.columns)),
+        )
+    Console().print(table)
+    print(
+        f"word embeddings: {overlap['overlap']:.1%} of the {overlap['neighbours']} nearest neighbours of "
+        f"{overlap['words']} words are those of the model before training ({overlap['by_chance']:.1%} by chance)"
+    )
+
+
+def _dispersion(spread: Spread | None) -> str:
+    return "" if spread is None or spread.dispersion is None else f"{spread.dispersion:.2f}"
