@@ -119,8 +119,9 @@ def _load_start(metrics: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def _words(model: PreTrainedModel) -> Tensor:
-    weight: Tensor = model.get_input_embeddings().weight.detach()
-    return weight
+    embedding: Any = model.get_input_embeddings()
+    weight: Tensor = embedding.weight
+    return weight.detach()
 
 
 def _draw(patterns: Sequence[Pattern], masks: Mapping[str, Tensor], file: Path, metrics: Mapping[str, Any]) -> None:
