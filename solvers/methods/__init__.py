@@ -5,6 +5,7 @@ from argprune.solvers.methods.base import Method as Method
 from argprune.solvers.methods.block_lasso import BlockLasso as BlockLasso
 from argprune.solvers.methods.cofi import CoFi as CoFi
 from argprune.solvers.methods.dense import Dense as Dense
+from argprune.solvers.methods.fixed_support import FixedSupport as FixedSupport
 from argprune.solvers.methods.flop import Flop as Flop
 from argprune.solvers.methods.l0 import L0 as L0
 from argprune.solvers.methods.low_rank import FactorPlan as FactorPlan
@@ -26,4 +27,5 @@ from argprune.solvers.methods.platon import PLATON as PLATON
 from argprune.solvers.methods.proximal import Proximal as Proximal
 from argprune.solvers.methods.rpp import RPP as RPP
 from argprune.solvers.methods.soft_movement import SoftMovement as SoftMovement
+from argprune.solvers.methods.sparsebert import SparseBERT as SparseBERT
 from argprune.solvers.methods.svd import Svd as Svd

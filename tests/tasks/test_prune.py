@@ -301,3 +301,15 @@ def test_sampler_covers_every_row_once_and_differs_by_epoch() -> None:
     padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
     shuffled = sum(8 * max(lengths[i] for i in range(start, min(start + 8, 150))) for start in range(0, 150, 8))
     assert padded < 0.75 * shuffled
+
+
+def test_a_support_is_transferred_to_another_run(job: dict[str, Any], dense: Path, tmp_path: Path) -> None:
+    first = prune(**job, method="magnitude", sparsity=0.75, output=tmp_path / "first", dense=dense)
+    again = {**job, "model": str(first.path / "model"), "seed": 3, "method": "fixed-support"}
+    second = prune(**again, sparsity=0.75, output=tmp_path / "second")
+    assert all(torch.equal(mask, first.masks()[name]) for name, mask in second.masks().items())
+    assert check_certificate(second.path)
+    before, after = bits(first.path), bits(second.path)
+    assert any(not torch.equal(before[name], after[name]) for name in second.masks())
+    with pytest.raises(ValueError, match=r"sparsity 0\.5, but 0\.7500 of the model's weights are zero"):
+        prune(**again, sparsity=0.5, output=tmp_path / "third")
