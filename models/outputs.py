@@ -1,4 +1,4 @@
-"""What a transformers model predicted, row by row, for methods that know no model."""
+"""What a transformers model predicted, row by row, and its inner states, for methods that know no model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from argprune.models.attention_scores import Scores
+from argprune.solvers.distillation import States
 from argprune.solvers.methods.outputs import Outputs, Prediction
 
 _IGNORED = -100
@@ -29,8 +31,7 @@ def read_outputs(outputs: Any, inputs: Mapping[str, Any]) -> Outputs:
     logits, labels = getattr(outputs, "logits", None), inputs.get("labels")
     if logits is None or labels is None:
         raise ValueError(
-            f"{type(outputs).__name__} has no logits, or its batch no labels; self-regularization and "
-            "distillation need both."
+            f"{type(outputs).__name__} has no logits, or its batch no labels; learning from a teacher needs both."
         )
     if logits.dim() == 3:
         if "CausalLM" in type(outputs).__name__:
@@ -40,6 +41,35 @@ def read_outputs(outputs: Any, inputs: Mapping[str, Any]) -> Outputs:
     if logits.shape[-1] == 1 or labels.is_floating_point():
         return Outputs((Prediction(logits.flatten(), labels.flatten().float()),), outputs)
     return Outputs((Prediction(logits, labels),), outputs)
+
+
+def read_states(outputs: Any, inputs: Mapping[str, Any], scores: Scores | None = None) -> States:
+    """The inner states in a model's outputs: hidden states, where it gave them, and scores that were collected.
+
+    Raises ValueError where collected scores are not one of square matrices a layer.
+    """
+    tokens = real_tokens(inputs)
+    hidden = getattr(outputs, "hidden_states", None) or ()
+    if scores is None:
+        return States(tokens, hidden[0] if hidden else None, hidden[1:])
+    layers = len(hidden) - 1 if hidden else len(scores.layers)
+    length = tokens.shape[1]
+    if (
+        not scores.layers
+        or len(scores.layers) != layers
+        or {each.shape[2:] for each in scores.layers} != {(length,) * 2}
+    ):
+        raise ValueError(
+            f"{type(outputs).__name__}: {len(scores.layers)} attention scores from {layers} layers; attention can be "
+            "learned where each layer attends once, among the text's own tokens. Set attention to 0."
+        )
+    return States(tokens, hidden[0] if hidden else None, hidden[1:], scores.layers, scores.causal)
+
+
+def real_tokens(inputs: Mapping[str, Any]) -> Tensor:
+    """Which tokens of a padded batch are real, bool (B, T)."""
+    mask, ids = inputs.get("attention_mask"), inputs["input_ids"]
+    return ids.new_ones(ids.shape).bool() if mask is None else mask.bool()
 
 
 def _span(logits: Tensor, positions: Tensor, mask: Tensor | None) -> Prediction:

@@ -1,101 +1,208 @@
-"""Classification tasks from a folder: <name>/<split>.jsonl.gz, one JSON object a line, as docs/how-to/data.md says.
+"""Tasks of rows: from a folder, a file or the hub. What the rows hold says which kind of task they are.
 
-Where a task has no labelled test part, its dev part is the test (it reports, and never trains), and the validation
-part is cut from train by a hash of the text.
+    text, label (and text_pair)                 classification, or regression
+    tokens, tags                                named entities
+    context, qas                                extractive question answering
+    mr, ref    or    triples, refs              data-to-text
+
+docs/how-to/data.md says the same with all the formats, and `argprune.tasks.sources` how rows become splits.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from argprune.tasks.texts import Classification, Row
+from argprune.tasks.kinds import Answer, DataToText, Described, Entities, Question, Sentence, SpanExtraction
+from argprune.tasks.kinds.entities import tag_names
+from argprune.tasks.labelled import read_labelled
+from argprune.tasks.sources import DEV, TRAIN, Files, Source, holds_rows, part_of, read_splits, training_part
+from argprune.tasks.task_options import DEFAULTS, TaskOptions
+from argprune.tasks.texts import Task
 
-_TRAIN = ("train", "train_10k", "train_rebuilt")
-_DEV = ("dev", "dev_matched")
-_COLUMNS = {"text", "label"}
+LABELLED = "classification"
 
 
-def folder_tasks(data_dir: Path) -> list[str]:
-    """Names of the classification tasks in a data folder."""
-    names = []
+def folder_tasks(data_dir: Path) -> dict[str, str]:
+    """The tasks of rows in a data folder, by name, and what kind they are."""
+    found = {}
     for folder in sorted(data_dir.iterdir()) if data_dir.is_dir() else []:
-        path = _part(folder, _TRAIN)
-        if path is not None and _is_classification(path):
-            names.append(folder.name)
-    return names
+        if holds_rows(folder) and part_of(files := Files.of(folder), TRAIN) and part_of(files, DEV):
+            kind = _listed_kind(files)
+            if kind is not None:
+                found[folder.name] = kind
+    return found
 
 
-def read_folder(folder: Path) -> Classification:
-    """The task in a folder. Raises ValueError with file and line for a corrupt row or a missing column."""
-    train_path, dev_path = _part(folder, _TRAIN), _part(folder, _DEV)
-    if train_path is None or dev_path is None:
-        raise ValueError(
-            f"{folder}: needs a train part and a dev part ({', '.join(f'{n}.jsonl.gz' for n in _TRAIN + _DEV)})."
-        )
-    train, dev = list(_rows(train_path)), list(_rows(dev_path))
-    test_path = _part(folder, ("test",))
-    if test_path is not None:
-        splits = {"train": train, "validation": dev, "test": list(_rows(test_path))}
-    else:
-        held_out = [row for row in train if _hash_share(row) >= 0.9]
-        splits = {
-            "train": [row for row in train if _hash_share(row) < 0.9],
-            "validation": held_out,
-            "test": dev,
-        }
-    count = max((row.label for row in train), default=-1) + 1
-    return Classification(folder.name, [str(label) for label in range(count)], splits)
+def read_folder(path: Path, options: TaskOptions = DEFAULTS) -> Task:
+    """The task in a folder or a file. Raises ValueError with file and line for a corrupt row or a missing column."""
+    return read_task(Files.of(path), options)
 
 
-def _part(folder: Path, names: tuple[str, ...]) -> Path | None:
-    for name in names:
-        path = folder / f"{name}.jsonl.gz"
-        if path.is_file():
-            return path
-    return None
+def read_task(source: Source, options: TaskOptions) -> Task:
+    """The task of a source's rows, of the kind that its first training row is of."""
+    first = source.first(training_part(source))
+    if first is None:
+        raise ValueError(f"{source.place}: part {training_part(source)!r} is empty; every part needs rows.")
+    return _READERS[_kind(first)](source, options)
 
 
-def _is_classification(path: Path) -> bool:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        try:
-            first = json.loads(next(lines, "null"))
-        except (json.JSONDecodeError, OSError, EOFError):
-            # Reading the task says what is wrong, with the line; listing only asks whether it may be one.
-            return True
-    return isinstance(first, dict) and set(first) >= _COLUMNS and isinstance(first["label"], int)
+def _kind(row: Mapping[str, Any]) -> str:
+    for kind, columns in _COLUMNS:
+        if columns <= set(row):
+            return kind
+    return LABELLED
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    read = 0
+def _listed_kind(files: Files) -> str | None:
+    """What a list says of a folder; None where its rows are no task's."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                yield _row(json.loads(line))
-                read += 1
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}, line {read + 1}: {error}") from error
+        row = files.first(training_part(files))
+    except ValueError:
+        # Reading the task says what is wrong, with the line; a list only asks whether it may be one.
+        return LABELLED
+    if row is None:
+        return None
+    kind = _kind(row)
+    if kind != LABELLED:
+        return kind
+    if not {"text", "label"} <= set(row):
+        return None
+    return "regression" if isinstance(row["label"], float) else LABELLED
 
 
-def _row(value: Any) -> Row:
+def _read_entities(source: Source, options: TaskOptions) -> Task:
+    options.refuse("named entities")
+    labels = tag_names(source.read(training_part(source), _sentence))
+
+    def parse(row: Mapping[str, Any]) -> Sentence:
+        sentence = _sentence(row)
+        unseen = sorted(set(sentence.tags) - set(labels))
+        if unseen:
+            raise ValueError(f"tag {unseen[0]!r} is of no type in train; known: {', '.join(labels)}")
+        return sentence
+
+    return Entities(source.name, labels, read_splits(source, parse, lambda row: " ".join(row.words)))
+
+
+def _sentence(row: Mapping[str, Any]) -> Sentence:
+    tokens, tags = (_texts(row, name) for name in ("tokens", "tags"))
+    return Sentence(tuple(tokens), tuple(tags))
+
+
+def _read_spans(source: Source, options: TaskOptions) -> Task:
+    options.refuse("question answering", "null_threshold")
+    read = read_splits(source, _paragraph, lambda questions: questions[0].context if questions else "")
+    splits = {split: [row for paragraph in rows for row in paragraph] for split, rows in read.items()}
+    # Where an answer stands several times, which place is meant is a guess: nothing is to be learned from it, while
+    # what is measured are answers' texts.
+    splits["train"] = [row for row in splits["train"] if row.certain]
+    return SpanExtraction(source.name, splits, **options.given("null_threshold"))
+
+
+def _paragraph(row: Mapping[str, Any]) -> list[Question]:
+    context, questions = _string(row, "context"), _column(row, "qas")
+    if not isinstance(questions, list):
+        raise ValueError(f"qas must be a list, not {type(questions).__name__}")
+    return [_question(context, question) for question in questions]
+
+
+def _question(context: str, value: Any) -> Question:
     if not isinstance(value, dict):
-        raise ValueError(f"a row is a JSON object with text and label, not {type(value).__name__}")
-    missing = sorted(_COLUMNS - set(value))
-    if missing:
-        raise ValueError(f"column {missing[0]!r} is missing; found {', '.join(sorted(value))}")
-    text, label, pair = value["text"], value["label"], value.get("text_pair")
-    if not isinstance(text, str) or not isinstance(pair, str | None):
-        raise ValueError("text and text_pair must be strings")
-    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-        raise ValueError(f"label {label!r} is not an integer from 0 on")
-    return Row(text, label, pair)
+        raise ValueError(f"qas holds {value!r}, which is no object with a question")
+    text, answers = _string(value, "question"), value.get("answers", [])
+    if not isinstance(answers, list):
+        raise ValueError(f"question {text!r}: answers must be a list")
+    certain = value.get("start_unique", True) is not False
+    return Question(text, context, tuple(_answer(answer) for answer in answers), certain)
 
 
-def _hash_share(row: Row) -> float:
-    digest = hashlib.sha256(f"{row.text}\n{row.pair}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") / 2**32
+def _answer(value: Any) -> Answer:
+    start = value.get("start", value.get("answer_start")) if isinstance(value, dict) else None
+    if not isinstance(start, int):
+        raise ValueError(f"answer {value!r} is no object with text and start")
+    return Answer(_string(value, "text"), start)
+
+
+def _read_representations(source: Source, options: TaskOptions) -> Task:
+    return _read_texts(source, options, _representation)
+
+
+def _read_triples(source: Source, options: TaskOptions) -> Task:
+    return _read_texts(source, options, _triples)
+
+
+def _read_texts(source: Source, options: TaskOptions, parse: Callable[[Mapping[str, Any]], Described]) -> Task:
+    options.refuse("data-to-text", "objective", "beams", "new_tokens")
+    splits = read_splits(source, parse, lambda row: row.source)
+    grouped = {split: _grouped(rows) for split, rows in splits.items()}
+    # One text after another is learned, and all of a source are what is written for it measured against.
+    train = [Described(row.source, (text,)) for row in grouped["train"] for text in row.texts]
+    given = options.given("beams", "new_tokens")
+    if options.objective is not None:
+        given["kind"] = options.objective
+    return DataToText(source.name, {**grouped, "train": train}, **given)
+
+
+def _grouped(rows: Sequence[Described]) -> list[Described]:
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        texts.setdefault(row.source, []).extend(row.texts)
+    return [Described(source, tuple(dict.fromkeys(own))) for source, own in texts.items()]
+
+
+def _representation(row: Mapping[str, Any]) -> Described:
+    return Described(_string(row, "mr"), (_string(row, "ref"),))
+
+
+def _triples(row: Mapping[str, Any]) -> Described:
+    triples, texts = _texts(row, "triples"), _texts(row, "refs")
+    return Described(" && ".join(triple.replace("_", " ") for triple in triples), tuple(texts))
+
+
+def _texts(row: Mapping[str, Any], name: str) -> list[str]:
+    values = _column(row, name)
+    if not isinstance(values, list):
+        raise ValueError(f"{name} must be a list of strings, not {type(values).__name__}")
+    return [_checked(value, name) for value in values]
+
+
+def _string(row: Mapping[str, Any], name: str) -> str:
+    return _checked(_column(row, name), name)
+
+
+def _column(row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        raise ValueError(f"column {name!r} is missing; found {', '.join(sorted(row))}")
+    return row[name]
+
+
+def _checked(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} holds {value!r}, which is no string")
+    # JSON can spell halves of characters, which no tokenizer takes.
+    value.encode()
+    return value
+
+
+_Reader = Callable[[Source, TaskOptions], Task]
+_ENTITIES, _SPANS, _REPRESENTATIONS, _TRIPLES = (
+    "named entities",
+    "question answering",
+    "data-to-text",
+    "data-to-text of triples",
+)
+_COLUMNS: Sequence[tuple[str, frozenset[str]]] = (
+    (_ENTITIES, frozenset({"tokens", "tags"})),
+    (_SPANS, frozenset({"context", "qas"})),
+    (_REPRESENTATIONS, frozenset({"mr", "ref"})),
+    (_TRIPLES, frozenset({"triples", "refs"})),
+)
+_READERS: Mapping[str, _Reader] = {
+    LABELLED: read_labelled,
+    _ENTITIES: _read_entities,
+    _SPANS: _read_spans,
+    _REPRESENTATIONS: _read_representations,
+    _TRIPLES: _read_triples,
+}

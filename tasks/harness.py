@@ -6,8 +6,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,14 +23,20 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from argprune.models.outputs import read_outputs
 from argprune.solvers.methods.base import Method
+from argprune.solvers.methods.sparsebert import SparseBERT
 from argprune.tasks.progress import Progress
 from argprune.tasks.runs import CHECKPOINT_DONE, RunDirectory, RunError, write_json
 from argprune.tasks.settings import Settings
 from argprune.tasks.snapshots import Snapshots
-from argprune.tasks.texts import Task, encode_rows
+from argprune.tasks.texts import Task, Writes, encode_rows
+
+if TYPE_CHECKING:
+    # At run time this would be a circle: what a teacher is matched on is drawn from encoded rows.
+    from argprune.tasks.distillation import Distiller
 
 _METHOD_TENSORS = "method.safetensors"
 _POOL = 16
@@ -38,7 +45,8 @@ _POOL = 16
 class Encoded(Dataset[dict[str, Any]]):
     """Tokenised rows; `lengths` are their numbers of tokens. `by_length` sorts them, which saves padding.
 
-    encode: a task's; that of classification is the default.
+    encode: a task's; that of classification is the default. `about` is what examples have for the task's `measure`,
+    None of those that have nothing, beside the rows and the tokenizer that they were made of and with.
     """
 
     def __init__(
@@ -50,10 +58,12 @@ class Encoded(Dataset[dict[str, Any]]):
         by_length: bool = False,
         encode: Callable[[Sequence[Any], Any, int], list[dict[str, Any]]] = encode_rows,
     ) -> None:
+        self.rows, self.tokenizer = rows, tokenizer
         self._items = encode(rows, tokenizer, max_length)
         if by_length:
             self._items.sort(key=lambda item: len(item["input_ids"]))
         self.lengths = [len(item["input_ids"]) for item in self._items]
+        self.about = [item.pop("about", None) for item in self._items]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -96,7 +106,9 @@ class PruningTrainer(Trainer):
         self, *args: Any, task: Task, method: Method, bridge: PruningBridge, train_lengths: Sequence[int], **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._task, self._method, self._bridge = task, method, bridge
+        self.compute_metrics, self.preprocess_logits_for_metrics = self.measure, task.reduce
+        self._task, self._method, self.bridge = task, method, bridge
+        self._evaluated: Encoded | None = None
         self._train_lengths = train_lengths
         self._terms: dict[str, list[float]] = {}
         # Outputs are taken apart, and a teacher asked, only for methods that have terms to add.
@@ -118,10 +130,17 @@ class PruningTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The task's loss plus the method's terms; a loss that is not finite ends the run."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        """The task's loss plus the method's terms, and the teacher's; a loss that is not finite ends the run."""
+        distiller = self.bridge.distiller if model.training else None
+        with nullcontext(inputs) if distiller is None else distiller.watching(inputs) as watched:
+            loss, outputs = super().compute_loss(
+                model, watched, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         if model.training:
             terms = self._loss_terms(outputs, inputs)
+            if distiller is not None:
+                loss = distiller.options.task_loss * loss
+                terms |= distiller.terms(outputs, inputs)
             for name, term in terms.items():
                 self._terms.setdefault(name, []).append(float(term.detach()))
                 loss = loss + term
@@ -132,7 +151,29 @@ class PruningTrainer(Trainer):
     def _loss_terms(self, outputs: Any, inputs: Any) -> dict[str, Tensor]:
         if not self._adds_terms:
             return {}
-        return self._method.loss_terms(read_outputs(outputs, inputs), self._bridge.snapshots.outputs(inputs))
+        return self._method.loss_terms(read_outputs(outputs, inputs), self.bridge.snapshots.outputs(inputs))
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """The usual loop, which remembers what it evaluates: `measure` needs more of it than labels."""
+        self._evaluated = dataloader.dataset
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """Loss, outputs and labels of a batch; what a task's models write stands in for their outputs."""
+        loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if isinstance(self._task, Writes) and not prediction_loss_only:
+            assert self._evaluated is not None
+            with self.compute_loss_context_manager():
+                outputs = self._task.generate(model, self._prepare_inputs(inputs), self._evaluated.tokenizer)
+        return loss, outputs, labels
+
+    def measure(self, prediction: EvalPrediction) -> dict[str, float]:
+        """What the task measures of the data that was predicted last."""
+        return self._task.measure(
+            EvalPrediction(prediction.predictions, prediction.label_ids, inputs=self._evaluated)  # type: ignore[arg-type]
+        )
 
     def score(self, data: Encoded) -> float:
         """The task's metric on a split, of the model as it is; negated where a smaller one is better."""
@@ -140,22 +181,21 @@ class PruningTrainer(Trainer):
         assert self.data_collator is not None
         was_training, batch = self.model.training, self.args.eval_batch_size
         self.model.eval()
-        reduced, labels = [], []
-        with torch.no_grad(), self.compute_loss_context_manager():
-            for start in range(0, len(data), batch):
-                rows = self.data_collator([data[index] for index in range(start, min(start + batch, len(data)))])
-                inputs = self._prepare_inputs(rows)
-                logits = self.model(**inputs).logits.float()
-                reduced.append(self._task.reduce(logits, inputs["labels"]).cpu())
-                labels.append(inputs["labels"].cpu())
+        self._evaluated = data
+        # Reduced outputs and labels, each perhaps several arrays.
+        seen: Any = None
+        for start in range(0, len(data), batch):
+            rows = self.data_collator([data[index] for index in range(start, min(start + batch, len(data)))])
+            _, outputs, labels = self.prediction_step(self.model, rows, prediction_loss_only=False)
+            part = nested_numpify((self._task.reduce(outputs, labels), labels))
+            seen = part if seen is None else nested_concat(seen, part)
         self.model.train(was_training)
-        prediction = EvalPrediction(torch.cat(reduced).numpy(), torch.cat(labels).numpy())
-        value = self._task.measure(prediction)[self._task.metric]
+        value = self.measure(EvalPrediction(*seen))[self._task.metric]
         return value if self._task.larger_is_better else -value
 
     def fit(self, checkpoint: Path | None) -> float:
         """Train from the start or a complete checkpoint; returns the seconds of training, earlier parts included."""
-        self._bridge.resume_from(checkpoint)
+        self.bridge.resume_from(checkpoint)
         done = 0 if checkpoint is None else _marker(checkpoint)["step"]
         if checkpoint is not None:
             self._method.reshape(load_method_state(checkpoint))
@@ -166,11 +206,11 @@ class PruningTrainer(Trainer):
             self._method.load_state_dict(load_method_state(checkpoint))
         else:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return self._bridge.seconds()
+        return self.bridge.seconds()
 
     def failure(self, what: str) -> str:
         """One line that says what went wrong and where the last good checkpoint is."""
-        last = self._bridge.run.last_checkpoint()
+        last = self.bridge.run.last_checkpoint()
         kept = f"last good checkpoint: {last}" if last else "no checkpoint was written yet"
         return f"{what}; {kept}. Lower learning_rate, or check the data."
 
@@ -188,6 +228,7 @@ class PruningBridge(TrainerCallback):
         self._method, self.run, self._progress = method, run, progress
         self.trainer: PruningTrainer
         self.snapshots: Snapshots
+        self.distiller: Distiller | None = None
         self._checkpoint: Path | None = None
         self._earlier, self._began = 0.0, time.monotonic()
 
@@ -299,6 +340,7 @@ def make_trainer(
     progress: Progress,
 ) -> PruningTrainer:
     """The trainer of a run, with the bridge in place; the method must be attached already."""
+    constant_rate = isinstance(method, SparseBERT) and method.constant_rate
     args = TrainingArguments(
         output_dir=str(run.path),
         max_steps=steps,
@@ -306,8 +348,8 @@ def make_trainer(
         per_device_eval_batch_size=4 * settings.batch_size,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
-        warmup_steps=round(settings.lr_warmup * steps),
-        lr_scheduler_type="linear",
+        warmup_steps=0 if constant_rate else round(settings.lr_warmup * steps),
+        lr_scheduler_type="constant" if constant_rate else "linear",
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch_fused",
         seed=settings.seed,
@@ -333,8 +375,6 @@ def make_trainer(
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         data_collator=task.collator(tokenizer),
-        compute_metrics=task.measure,
-        preprocess_logits_for_metrics=task.reduce,
         callbacks=[bridge],
         task=task,
         method=method,

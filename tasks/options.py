@@ -10,6 +10,7 @@ from typing import Any
 from argprune.solvers import registry
 from argprune.solvers.methods import Dense, Method, OneShot
 from argprune.tasks.data import EMBEDDED
+from argprune.tasks.distillation import find_distillation
 from argprune.tasks.settings import Settings, resolve_precision
 
 
@@ -61,6 +62,9 @@ def plan(options: Mapping[str, Any]) -> Plan:
     method = make_method(name, sparsity, own)
     if settings.epochs == 0 and settings.max_steps is None and not isinstance(method, Dense | OneShot):
         raise ValueError(f"epochs 0, but method {name!r} prunes while it trains; give epochs, or a one-shot method.")
+    find_distillation(settings, method)
+    if settings.augment is not None and isinstance(method, OneShot):
+        raise ValueError(f"augment, but method {name!r} trains nothing; leave augment out.")
     if settings.biases and isinstance(method, OneShot):
         raise ValueError(f"biases true, but method {name!r} prunes matrices; leave biases out.")
     return Plan(settings, method, name, dense)

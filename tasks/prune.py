@@ -22,11 +22,20 @@ from argprune._version import __version__
 from argprune.models import find_ties, find_weights, load_model, load_tokenizer, measure_sparsity
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import Dense, LowRank, Method, OneShot
+from argprune.tasks.augmentation import augment
 from argprune.tasks.certificate import SELECTION, certify, certify_size
 from argprune.tasks.data import load_task
+from argprune.tasks.distillation import (
+    CALIBRATION,
+    Matched,
+    check_student,
+    find_distillation,
+    match_teacher,
+    open_distiller,
+)
 from argprune.tasks.harness import Encoded, PruningTrainer, make_trainer, total_steps
 from argprune.tasks.low_rank import DenseSizes, factor, merge
-from argprune.tasks.one_shot import check_one_shot, prune_one_shot
+from argprune.tasks.one_shot import batches, check_one_shot, drawn, prune_one_shot
 from argprune.tasks.options import Plan, plan
 from argprune.tasks.progress import make_progress
 from argprune.tasks.runs import (
@@ -40,9 +49,12 @@ from argprune.tasks.runs import (
     write_json,
     write_yaml,
 )
-from argprune.tasks.settings import SHARED
+from argprune.tasks.settings import SHARED, Augment
+from argprune.tasks.task_options import TaskOptions
 from argprune.tasks.texts import Task, hold_out
 
+# A reference is trained on the task alone: it may be the teacher.
+_ALONE = {"distill": None, "augment": None}
 # What Trainer measures of itself.
 _OF_TRAINER = frozenset({"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"})
 
@@ -60,7 +72,8 @@ class Run:
 
     def model(self) -> PreTrainedModel:
         """The pruned model, in evaluation mode."""
-        task = load_task(self.metrics["task"], self.metrics["config"]["data_dir"])
+        config = self.metrics["config"]
+        task = load_task(self.metrics["task"], config["data_dir"], TaskOptions.of(config))
         return load_model(str(self.path / MODEL), kind=task.kind, **task.model_options())
 
 
@@ -124,7 +137,7 @@ def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet
             # What it prunes is what the reference has learned.
             assert reference is not None
             job = job.starting_from(reference / MODEL)
-        metrics = job.run(run, dense, quiet=quiet)
+        metrics = job.run(run, dense, reference, quiet=quiet)
     return Run(output, metrics)
 
 
@@ -139,8 +152,10 @@ def _disagreement(planned: Plan, reference: Path) -> str | None:
     if saved["method"]["name"] != "dense":
         return f"Dense reference {reference} is a run of method {saved['method']['name']!r}, not dense."
     for key in SHARED:
-        if saved[key] != wanted[key]:
-            return f"Dense reference {reference} has {key} {saved[key]!r}, this run {wanted[key]!r}; they must agree."
+        if saved.get(key) != wanted[key]:
+            return (
+                f"Dense reference {reference} has {key} {saved.get(key)!r}, this run {wanted[key]!r}; they must agree."
+            )
     return None
 
 
@@ -153,12 +168,12 @@ def _run_reference(planned: Plan, reference: Path, *, quiet: bool) -> Mapping[st
         options = (
             run.config()
             if (reference / CONFIG).is_file()
-            else {**planned.to_options(), "method": "dense", "sparsity": 0.0, "dense": None}
+            else {**planned.to_options(), "method": "dense", "sparsity": 0.0, "dense": None, **_ALONE}
         )
         dense = plan(options)
         if not (reference / CONFIG).is_file():
             write_yaml(reference / CONFIG, dense.to_options())
-        return _Job.prepare(dense).run(run, None, quiet=quiet)
+        return _Job.prepare(dense).run(run, None, None, quiet=quiet)
 
 
 @dataclass(frozen=True)
@@ -174,11 +189,13 @@ class _Job:
     steps: int
     # Of a low-rank run, before the weights became factors.
     dense_sizes: DenseSizes | None = None
+    # Of a run with a teacher of its own; the dense reference becomes one only when it is trained.
+    matched: Matched | None = None
 
     @staticmethod
     def prepare(planned: Plan) -> _Job:
         settings, method = planned.settings, planned.method
-        task = load_task(settings.task, settings.data_dir)
+        task = load_task(settings.task, settings.data_dir, TaskOptions.of(settings))
         tokenizer = load_tokenizer(settings.model)
         set_seed(settings.seed)
         model = load_model(settings.model, kind=task.kind, **task.model_options())
@@ -194,17 +211,37 @@ class _Job:
             return Encoded(rows, tokenizer, settings.max_length, by_length=by_length, encode=task.encode)
 
         data = {split: encoded(rows, by_length=split != "train") for split, rows in task.splits.items()}
-        # A slice held out costs a method rows, not steps.
+        # A slice held out costs a method rows, not steps, and copies of texts take none.
         steps = total_steps(settings, len(data["train"]))
         if method.holds_out:
             train, held = hold_out(task.splits["train"], settings.seed)
             data |= {"train": encoded(train, by_length=False), "held-out": encoded(held, by_length=True)}
+        if isinstance(settings.augment, Augment):
+            data["train"] = augment(settings.augment, data["train"], task, model, tokenizer, settings.seed)
         if isinstance(method, OneShot):
             check_one_shot(method, weights, data, settings.batch_size)
         sizes = None
         if isinstance(method, LowRank):
             sizes = factor(model, weights, method, data["train"], task.collator(tokenizer), settings)
-        return _Job(planned, task, tokenizer, model, weights, data, steps, sizes)
+        job = _Job(planned, task, tokenizer, model, weights, data, steps, sizes)
+        distill = find_distillation(settings, method)
+        if distill is not None:
+            check_student(distill, model, job.batch(2))
+            if distill.teacher is not None:
+                return replace(job, matched=job.match(distill.teacher))
+        return job
+
+    def batch(self, rows: int) -> Mapping[str, Any]:
+        """At most so many training rows, drawn by the seed, as a batch."""
+        drawn_rows = drawn(self.data["train"], rows, self.planned.settings.seed)
+        [batch] = batches(self.data["train"], drawn_rows, self.task.collator(self.tokenizer), rows)
+        return batch
+
+    def match(self, teacher: str) -> Matched:
+        """A teacher matched to the student, which has not learned yet."""
+        distill = find_distillation(self.planned.settings, self.planned.method)
+        assert distill is not None
+        return match_teacher(distill, teacher, self.model, self.tokenizer, self.task, self.batch(CALIBRATION))
 
     def starting_from(self, folder: Path) -> _Job:
         """The same with the model of a folder."""
@@ -212,7 +249,9 @@ class _Job:
         model = load_model(str(folder), kind=self.task.kind, **self.task.model_options())
         return replace(self, model=model, weights=find_weights(model, settings.include, settings.exclude))
 
-    def run(self, run: RunDirectory, dense: Mapping[str, Any] | None, *, quiet: bool) -> dict[str, Any]:
+    def run(
+        self, run: RunDirectory, dense: Mapping[str, Any] | None, reference: Path | None, *, quiet: bool
+    ) -> dict[str, Any]:
         settings, method = self.planned.settings, self.planned.method
         began = time.monotonic()
         data, steps = self.data, self.steps
@@ -230,14 +269,24 @@ class _Job:
             seconds = {"train": dense["seconds"]["train"], "prune": pruned.seconds}
             extra = {"method_report": pruned.report(), "layers": pruned.details()}
         else:
-            seconds = {"train": trainer.fit(run.last_checkpoint()) if steps else 0.0}
+            distill = find_distillation(settings, method)
+            if distill is not None and steps:
+                matched = self.matched or self.match(str(reference and reference / MODEL))
+                seen = data["train"].lengths[: steps * settings.batch_size]
+                distiller = open_distiller(distill, matched, self.model, self.task, self.batch(1), seen, run.path)
+                trainer.bridge.distiller = distiller
+                with distiller.teaching():
+                    seconds = {"train": trainer.fit(run.last_checkpoint())}
+                extra = {"distillation": distiller.report()}
+            else:
+                seconds = {"train": trainer.fit(run.last_checkpoint()) if steps else 0.0}
         masks = method.finish()
         sizes = self.dense_sizes
         ratios = (
             _sparsity(self.model, self.weights, method) if sizes is None else merge(self.model, sizes, method.sparsity)
         )
         measured = time.monotonic()
-        scores = {split: _score(trainer, data[split]) for split in ("validation", "test")}
+        scores = {split: _score(trainer, data[split]) for split in self.task.splits if split != "train"}
         seconds["evaluate"] = time.monotonic() - measured
         _save(run.path, self.model, self.tokenizer, masks)
         metrics = {

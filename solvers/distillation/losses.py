@@ -74,7 +74,7 @@ def state_loss(student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
     4.0
     """
     _check_shapes("state_loss", student, teacher)
-    return _MaskedSquaredError.apply(student, teacher.detach(), tokens[..., None])
+    return _masked_squared_error(student, teacher.detach(), tokens[..., None])
 
 
 def score_loss(
@@ -90,31 +90,36 @@ def score_loss(
     teacher = teacher.detach()
     keys = tokens[:, None, None, :]
     if literal:
-        zeroed = [scores.where(keys & (scores > _MASKED), 0) for scores in (student, teacher)]
-        return functional.mse_loss(*map(_wide, zeroed))
+        own, held = (_wide(scores).where(keys & (scores > _MASKED), 0) for scores in (student, teacher))
+        return functional.mse_loss(own, held)
     pairs = keys & tokens[:, None, :, None]
-    return _MaskedSquaredError.apply(student, teacher, pairs.tril() if causal else pairs)
+    return _masked_squared_error(student, teacher, pairs.tril() if causal else pairs)
+
+
+def _masked_squared_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean of squared differences where a mask, which may have sizes of 1, is True."""
+    error: Tensor = _MaskedSquaredError.apply(student, teacher, mask)  # type: ignore[no-untyped-call]
+    return error
 
 
 class _MaskedSquaredError(torch.autograd.Function):
-    """Mean of squared differences where a mask, which may have sizes of 1, is True.
-
-    By hand: what autograd keeps and does for it takes twice the memory traffic, and there is a term for every layer.
-    """
+    """By hand: what autograd keeps and does takes twice the memory traffic, and there is a term for every layer."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        count = int(mask.sum()) * (student.numel() // mask.numel())
+        # A tensor: a number would have the device wait for each layer.
+        count = mask.sum() * (student.numel() // mask.numel())
         difference = (_wide(student) - teacher).mul_(mask)
-        ctx.save_for_backward(difference)
-        ctx.count, ctx.dtype = count, student.dtype
-        return torch.linalg.vector_norm(difference).square() / count
+        ctx.save_for_backward(difference, count)
+        ctx.dtype = student.dtype
+        mean: Tensor = torch.linalg.vector_norm(difference).square() / count
+        return mean
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        [difference] = ctx.saved_tensors
-        return (difference * (2 * gradient / ctx.count)).to(ctx.dtype), None, None
+        difference, count = ctx.saved_tensors
+        return (difference * (2 * gradient / count)).to(ctx.dtype), None, None
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Distillation:
     """What to learn from a teacher, and how much each part counts.
 
     logits, hidden, attention, embedding: weights, >= 0, some > 0: of the outputs, of the layers' outputs, of raw
-    attention scores, of the embedding's output. task_loss: weight of the labels' own loss. temperature: of classes, > 0.
+    attention scores, of the embedding's output. task_loss: weight of the labels' loss. temperature: of classes, > 0.
     layers: the teacher layer that each layer learns from: "identity", "uniform" or "learned" (by assignment).
     literal: as SparseBERT was released: teacher with dropout, losses averaged over classes and padding, numbers held to
     their labels.

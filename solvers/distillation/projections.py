@@ -1,6 +1,6 @@
 """Linear maps from the student's width to the teacher's, learned beside the student and left behind with the teacher.
 
-    P_0 = argmin_P  sum over real tokens of  ||P h_S - h_T||^2  +  ridge ||P||^2          (where they start)
+P_0 = argmin_P  sum over real tokens of  ||P h_S - h_T||^2  +  ridge ||P||^2          (where they start)
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Projections(nn.Module):
     def __init__(self, student: States, teacher: States) -> None:
         """Start from the least-squares fit on a batch on which both states are known, layer by layer."""
         super().__init__()
-        fits = [fit_projection(own, held, student.tokens) for own, held in zip(*map(_all, (student, teacher)))]
-        self.maps = nn.ParameterList([nn.Parameter(fit) for fit in fits])
+        pairs = zip(_all(student), _all(teacher), strict=True)
+        self.maps = nn.ParameterList([nn.Parameter(fit_projection(own, held, student.tokens)) for own, held in pairs])
 
     def forward(self, states: States) -> States:
         """The student's states in the teacher's width; attention scores have none and stay."""
@@ -42,7 +42,8 @@ def fit_projection(student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
     # Of zero states any map is the best; this one is zero.
     ridge = (_RIDGE * gram.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny)
     gram.diagonal().add_(ridge)
-    return torch.linalg.solve(gram, own.t() @ held).t().to(student.dtype).contiguous()
+    fit: Tensor = torch.linalg.solve(gram, own.t() @ held)
+    return fit.t().to(student.dtype).contiguous()
 
 
 def _all(states: States) -> list[Tensor]:

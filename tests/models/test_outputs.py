@@ -78,5 +78,7 @@ def test_a_single_output_is_a_number() -> None:
 
 def test_outputs_without_labels_are_refused() -> None:
     outputs = transformers.BertModel(BERT).eval()(input_ids=TOKENS)
-    with pytest.raises(ValueError, match=r"has no logits, or its batch no labels; self-regularization needs both\.$"):
+    with pytest.raises(
+        ValueError, match=r"has no logits, or its batch no labels; learning from a teacher needs both\.$"
+    ):
         read_outputs(outputs, {"input_ids": TOKENS})
