@@ -51,8 +51,8 @@ def factor(
     Raises ValueError for weights that are no matrices of linear layers.
     """
     before, plan = model.num_parameters(), method.wants_factors
-    # Adaptive embeddings are factors already, a pair for each cluster of words.
-    clusters = find_clusters(model) if plan.embeddings else []
+    # Adaptive embeddings are factors already, a pair for each cluster of words; of a closed one nothing is left.
+    clusters = [each for each in find_clusters(model) if each.rank] if plan.embeddings else []
     embeddings = plan.embeddings and not clusters
     grams = None
     if plan.initial == "whitened":

@@ -68,5 +68,5 @@ def find_clusters(model: nn.Module) -> list[Factors]:
 
     Their sizes count against what they are now, not against tables as wide as the network, which they never were.
     """
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Cluster) and module.rank]
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Cluster)]
     return [Factors(name, module, dense=module.first.numel() + module.second.numel()) for name, module in found]
