@@ -21,7 +21,7 @@ from argprune.models.attention_scores import Scores, collect_scores, handing_out
 from argprune.models.outputs import read_outputs, read_states
 from argprune.models.teacher import Teacher, Wanted, compute_states, join_answers, pick, split_texts
 from argprune.solvers.distillation import Distillation, Projections, layer_losses, map_layers
-from argprune.solvers.methods import PINS, Dense, Method, OneShot, SparseBERT
+from argprune.solvers.methods import PINS, Dense, Method, OneShot
 from argprune.tasks.settings import Distill, Settings
 from argprune.tasks.teacher_cache import Cache, Live, cache_key, open_answers
 from argprune.tasks.texts import Task
@@ -38,7 +38,7 @@ def find_distillation(settings: Settings, method: Method) -> Distill | None:
 
     Raises ValueError where settings and method do not go together.
     """
-    own = method.distillation if isinstance(method, SparseBERT) else None
+    own = method.distillation
     options = settings.distill
     assert not isinstance(options, bool)
     if options is None:

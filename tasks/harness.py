@@ -27,7 +27,6 @@ from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from argprune.models.outputs import read_outputs
 from argprune.solvers.methods.base import Method
-from argprune.solvers.methods.sparsebert import SparseBERT
 from argprune.tasks.progress import Progress
 from argprune.tasks.runs import CHECKPOINT_DONE, RunDirectory, RunError, write_json
 from argprune.tasks.settings import Settings
@@ -340,7 +339,6 @@ def make_trainer(
     progress: Progress,
 ) -> PruningTrainer:
     """The trainer of a run, with the bridge in place; the method must be attached already."""
-    constant_rate = isinstance(method, SparseBERT) and method.constant_rate
     args = TrainingArguments(
         output_dir=str(run.path),
         max_steps=steps,
@@ -348,8 +346,8 @@ def make_trainer(
         per_device_eval_batch_size=4 * settings.batch_size,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
-        warmup_steps=0 if constant_rate else round(settings.lr_warmup * steps),
-        lr_scheduler_type="constant" if constant_rate else "linear",
+        warmup_steps=0 if method.constant_rate else round(settings.lr_warmup * steps),
+        lr_scheduler_type="constant" if method.constant_rate else "linear",
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch_fused",
         seed=settings.seed,

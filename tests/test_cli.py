@@ -122,6 +122,13 @@ def test_print_config_is_a_config(run: Run, tmp_path: Path, capsys: pytest.Captu
     assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(text)
 
 
+@pytest.mark.parametrize("method", ["sparsebert", "block-lasso"])
+def test_literal_is_short_for_the_methods_own(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["prune", "--method", method, "--literal", "--sparsity", "0.7", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["method"]["literal"] is True
+
+
 @pytest.fixture
 def tiny(tiny_model: str, tiny_data: str, tmp_path: Path) -> Path:
     """A config file of a run that takes a second."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from argprune.solvers.distillation import Distillation
 from argprune.solvers.groups import Tied, Weight
 from argprune.solvers.ilp.closed_form import keep_largest
 from argprune.solvers.methods.outputs import Outputs
@@ -31,6 +32,16 @@ class Method:
     def wants_ties(self) -> tuple[Literal["heads", "neurons"], ...]:
         """The kinds of units, tied across matrices, that `tie` must bring before `attach`."""
         return ()
+
+    @property
+    def distillation(self) -> Distillation | None:
+        """What a teacher shall teach, unless the user says otherwise; None: nothing."""
+        return None
+
+    @property
+    def constant_rate(self) -> bool:
+        """Whether the learning rate neither warms up nor decays."""
+        return False
 
     def tie(self, ties: Sequence[Tied]) -> None:
         """Take the units that hold all of the weights to prune; called where `wants_ties` names some."""

@@ -78,6 +78,8 @@ def _prune(arguments: list[str]) -> int:
     set_loader("argprune", _load_config)
     # `--sign` is the option of the criterion that bears the name of a method, and short for it.
     arguments = [re.sub(r"^--sign(?==|$)", "--criterion.sign", argument) for argument in arguments]
+    # A switch of the methods that can be run as their authors did.
+    arguments = ["--method.literal=true" if argument == "--literal" else argument for argument in arguments]
     plugged = {}
     for kind in ("regularizer", "criterion"):
         arguments, plugged[kind] = _plug_in(arguments, kind)

@@ -132,6 +132,13 @@ def test_references_are_shared_and_first() -> None:
     assert "warmup" not in dense[-1].options, "the reference has the grid's options only where it must"
 
 
+def test_references_learn_from_no_teacher_and_from_texts_as_they_are() -> None:
+    base = {**BASE, "distill": {"hidden": 0.5}, "augment.copies": 2}
+    dense, other = Study(Path("x"), grid={"method": "rpp", "sparsity": 0.5}, base=base).points
+    assert not {key for key in dense.options if key.startswith(("distill", "augment"))}
+    assert {key for key in other.options if key.startswith(("distill", "augment"))}
+
+
 def test_dense_points_are_the_reference_where_they_agree() -> None:
     grid = {"method": ["dense", "rpp"], "sparsity": [0.5, 0.9]}
     assert [point.method for point in Study(Path("x"), grid=grid, base=BASE).points] == [
