@@ -25,6 +25,7 @@ from argprune.models.factorised import is_low_rank
 from argprune.models.patterns import Pattern, Spread, density_map, find_patterns, neighbour_overlap
 from argprune.tasks.data import load_task
 from argprune.tasks.runs import MASKS, MODEL, RunDirectory, write_json
+from argprune.tasks.task_options import TaskOptions
 
 NUMBERS, PICTURE = "patterns.json", "patterns.{suffix}"
 _SUFFIXES = ("svg", "png")
@@ -71,7 +72,7 @@ def analysis_command(analysis: Analysis, *, quiet: bool = False) -> int:
     logging.disable_progress_bar()
     metrics = RunDirectory(analysis.run).metrics()
     masks = load_file(analysis.run / MASKS)
-    model = _load(analysis.run / MODEL, metrics)
+    model = _load(str(analysis.run / MODEL), metrics)
     patterns = find_patterns(model, masks)
     overlap = _overlap(model, metrics)
     analysis.output.mkdir(parents=True, exist_ok=True)
@@ -93,14 +94,15 @@ def analysis_command(analysis: Analysis, *, quiet: bool = False) -> int:
     return 0
 
 
-def _load(folder: Path, metrics: Mapping[str, Any]) -> PreTrainedModel:
-    task = load_task(metrics["task"], metrics["config"]["data_dir"])
-    return load_model(str(folder), kind=task.kind, **task.model_options())
+def _load(name: str, metrics: Mapping[str, Any]) -> PreTrainedModel:
+    config = metrics["config"]
+    task = load_task(metrics["task"], config["data_dir"], TaskOptions.of(config))
+    return load_model(name, kind=task.kind, **task.model_options())
 
 
 def _overlap(model: PreTrainedModel, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """How many of a word's neighbours are still there, compared with the model that training began with."""
-    first = _load_start(metrics)
+    first = _load(metrics["model"], metrics)
     before, after = (_words(each) for each in (first, model))
     generator = torch.Generator().manual_seed(metrics["seed"])
     words = torch.randperm(len(before), generator=generator)[:_WORDS].sort().values.tolist()
@@ -111,11 +113,6 @@ def _overlap(model: PreTrainedModel, metrics: Mapping[str, Any]) -> dict[str, An
         "overlap": neighbour_overlap(before, after, neighbours=neighbours, words=words),
         "by_chance": neighbours / (len(before) - 1),
     }
-
-
-def _load_start(metrics: Mapping[str, Any]) -> PreTrainedModel:
-    task = load_task(metrics["task"], metrics["config"]["data_dir"])
-    return load_model(metrics["model"], kind=task.kind, **task.model_options())
 
 
 def _words(model: PreTrainedModel) -> Tensor:
