@@ -168,7 +168,7 @@ def _expand(base: object, reference: object, grid: object) -> Iterator[Point]:
             continue
         shared = {key: options[key] for key in SHARED if key in options}
         # A reference is what others learn from, and sees the texts as they are.
-        own = {key: value for key, value in base_options.items() if key.partition(".")[0] not in ("distill", "augment")}
+        own = {key: value for key, value in base_options.items() if key not in ("distill", "augment")}
         dense = _overlay({**own, **shared}, reference_options, "reference")
         dense_point = Point(_normalised({**dense, "method": DENSE}, "reference"))
         point = Point(options, free.setdefault(dense_point.name, dense_point))
