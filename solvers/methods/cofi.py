@@ -243,11 +243,11 @@ class CoFi(Method):
         return logs
 
     def report(self) -> dict[str, Any]:
-        """The sparsity expected of the gates at the end, and how many units of each layer are left."""
-        left = {}
+        """The sparsity expected of the gates at the end, and pairs of layer and units left."""
+        left: list[list[str | int]] = []
         masks = self._support.masks()
         for tie in self._ties:
             weight, groups = tie.reader
             if weight.name in masks:
-                left[tie.name] = int(groups.split(weight.oriented(masks[weight.name])).any(1).sum())
+                left.append([tie.name, int(groups.split(weight.oriented(masks[weight.name])).any(1).sum())])
         return {"expected_sparsity": self._expected, "units": left}

@@ -96,7 +96,7 @@ class LowRank(Method):
         kept = [index for choice in choices for index in choice.kept]
         self._keep(kept)
         self._summary = {
-            "ranks": {f.name: len(index) for f, index in zip(self._factors, kept, strict=True)},
+            "ranks": self._ranks(),
             "size": sum(choice.size for choice in choices),
             "dense_size": self.dense_size,
             "dropped_worth": sum(choice.objective for choice in choices),
@@ -140,6 +140,9 @@ class LowRank(Method):
             found.append((parameter, state))
         return found
 
+    def _ranks(self) -> list[list[str | int]]:
+        return [[f.name, len(index)] for f, index in zip(self._factors, self._kept, strict=True)]
+
     def _masks(self) -> dict[str, Tensor]:
         masks = {}
         for factors, start, kept in zip(self._factors, self._starts, self._kept, strict=True):
@@ -165,9 +168,8 @@ class LowRank(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved, after `reshape`."""
         if self._kept:
-            ranks = {f.name: len(kept) for f, kept in zip(self._factors, self._kept, strict=True)}
             given = {key.removeprefix("summary."): state[key] for key in state if key.startswith("summary.")}
-            self._summary = {"ranks": ranks, **given}
+            self._summary = {"ranks": self._ranks(), **given}
 
     def _sparsity(self) -> float:
         """The sparsity of the factors as they are now stored."""
@@ -179,7 +181,7 @@ class LowRank(Method):
         return {"sparsity": self._sparsity()}
 
     def report(self) -> dict[str, Any]:
-        """The rank of each weight, the size of all, and how far their choice may be from the best."""
+        """Pairs of weight and rank, the size of all, and how far their choice may be from the best."""
         return dict(self._summary)
 
 

@@ -98,7 +98,7 @@ def test_the_size_is_met_within_one_component(cls: Any, kwargs: dict[str, Any], 
     assert report["size"] == run.stored()
     assert report["dense_size"] == DENSE
     for factors in run.factors:
-        assert int(masks[factors.name].sum()) == factors.rank == report["ranks"][factors.name]
+        assert int(masks[factors.name].sum()) == factors.rank == dict(report["ranks"])[factors.name]
         assert factors.gate is None
     assert run.method.logs()["sparsity"] == pytest.approx(1 - run.stored() / DENSE)
     if sparsity < 0.8:
