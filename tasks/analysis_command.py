@@ -52,8 +52,8 @@ class Analysis:
         run = RunDirectory(self.run)
         if not run.finished:
             raise ValueError(f"{self.run} is no finished run (no metrics.json); give a folder of argprune prune.")
-        if not load_file(self.run / MASKS):
-            raise ValueError(f"{self.run} has no masks; give a run that pruned something.")
+        if all(bool(mask.all()) for mask in load_file(self.run / MASKS).values()):
+            raise ValueError(f"{self.run} pruned nothing; give a run whose masks are of something.")
         if is_low_rank(self.run / MODEL):
             raise ValueError(f"{self.run} is a low-rank run: it drops components, which have no place in a matrix.")
         if self.picture not in (*_SUFFIXES, "none"):

@@ -50,6 +50,8 @@ def factor(
 
     Raises ValueError for weights that are no matrices of linear layers.
     """
+    if settings.biases:
+        raise ValueError("biases: low-rank methods factor matrices; leave biases out (biases: false).")
     before, plan = model.num_parameters(), method.wants_factors
     # Adaptive embeddings are factors already, a pair for each cluster of words; of a closed one nothing is left.
     clusters = [each for each in find_clusters(model) if each.rank] if plan.embeddings else []

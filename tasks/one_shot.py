@@ -49,9 +49,8 @@ class Pruned:
         return [{**asdict(layer), "shape": list(layer.shape)} for layer in self.layers]
 
 
-def check_one_shot(method: OneShot, weights: Sequence[Weight], data: Mapping[str, Encoded], batch_size: int) -> None:
-    """Raise ValueError where the method cannot prune these weights, or where there are too few rows to calibrate on."""
-    method.attach(weights, 0)
+def check_one_shot(method: OneShot, data: Mapping[str, Encoded], batch_size: int) -> None:
+    """Raise ValueError where there are too few rows to calibrate on."""
     if method.calibration > len(data["train"]):
         raise ValueError(f"calibration {method.calibration}, but there are {len(data['train'])} training rows.")
     if method.folds > 1 and method.calibration <= batch_size:

@@ -194,6 +194,7 @@ class _Job:
 
     @staticmethod
     def prepare(planned: Plan) -> _Job:
+        """Load and check everything, and attach the method. Raises ValueError for bad input; writes nothing."""
         settings, method = planned.settings, planned.method
         task = load_task(settings.task, settings.data_dir, TaskOptions.of(settings))
         tokenizer = load_tokenizer(settings.model)
@@ -219,10 +220,12 @@ class _Job:
         if isinstance(settings.augment, Augment):
             data["train"] = augment(settings.augment, data["train"], task, model, tokenizer, settings.seed)
         if isinstance(method, OneShot):
-            check_one_shot(method, weights, data, settings.batch_size)
+            check_one_shot(method, data, settings.batch_size)
         sizes = None
         if isinstance(method, LowRank):
             sizes = factor(model, weights, method, data["train"], task.collator(tokenizer), settings)
+        # Now, so that weights which the method cannot prune are refused before a reference is trained for it.
+        method.attach(weights, steps)
         job = _Job(planned, task, tokenizer, model, weights, data, steps, sizes)
         distill = find_distillation(settings, method)
         if distill is not None:
@@ -244,19 +247,24 @@ class _Job:
         return match_teacher(distill, teacher, self.model, self.tokenizer, self.task, self.batch(CALIBRATION))
 
     def starting_from(self, folder: Path) -> _Job:
-        """The same with the model of a folder."""
+        """The same with the model of a folder, to whose weights the method is attached."""
         settings = self.planned.settings
         model = load_model(str(folder), kind=self.task.kind, **self.task.model_options())
-        return replace(self, model=model, weights=find_weights(model, settings.include, settings.exclude))
+        weights = find_weights(model, settings.include, settings.exclude)
+        self.planned.method.attach(weights, self.steps)
+        return replace(self, model=model, weights=weights)
 
     def run(
         self, run: RunDirectory, dense: Mapping[str, Any] | None, reference: Path | None, *, quiet: bool
     ) -> dict[str, Any]:
+        """Train, prune, measure and save; what metrics.json says. Raises RunError where training fails.
+
+        dense: the metrics of the dense reference, and reference its folder; None for a dense run.
+        """
         settings, method = self.planned.settings, self.planned.method
         began = time.monotonic()
         data, steps = self.data, self.steps
         title = self.planned.method_name + (f" {method.sparsity:.0%}" if method.sparsity else "")
-        method.attach(self.weights, steps)
         progress = make_progress(title, quiet=quiet)
         trainer = make_trainer(self.model, self.tokenizer, self.task, data, method, settings, steps, run, progress)
         rows, extra = {split: len(part) for split, part in data.items()}, {}

@@ -60,6 +60,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         ),
         (["prune", "--sparsity", "0.5", "--model", "/no/such/model"], "No folder '/no/such/model'."),
         (["prune", "--sparsity", "0.5", "--batch-size", "0"], "batch_size 0"),
+        (
+            ["prune", "--sparsity", "0.5", "--include", "*.query.*"],
+            """'*.query.*' is not a list, such as ["*.query.*"].""",
+        ),
         (["prune", "--sparsity", "0.5", "--config", "no-such.yaml"], "no-such.yaml"),
         (["study", "no-such.yaml"], "no-such.yaml"),
         (["study", "s.yaml", "--backend", "slurm"], "invalid choice: 'slurm'"),

@@ -30,73 +30,37 @@ from torch.optim import Optimizer
 
 from argprune.solvers.groups import Tied, Weight
 from argprune.solvers.ilp.closed_form import keep_largest
-from argprune.solvers.lagrangian import (
-    Ascent,
-    ExpectedSize,
-    Gated,
-    GateOptions,
-    GateTraining,
-    HardConcrete,
-    SizeConstraint,
-    prefixed,
-)
+from argprune.solvers.lagrangian import ExpectedSize, Gated, prefixed
 from argprune.solvers.methods.base import Method, State, Support, keep_count, zero_fraction
+from argprune.solvers.methods.size_gates import SizeGates
 from argprune.solvers.methods.structures import Structure, closest_count, count_tolerance, tie_masks
 from argprune.solvers.registry import register
-from argprune.solvers.schedules import Phases, check_sparsity
 
 
 @register("methods", "cofi", examples=[{"sparsity": 0.5, "structure": "columns"}])
 @dataclass
-class CoFi(Method):
+class CoFi(SizeGates, Method):
     """CoFi: gated heads, neurons and layers, to a size.
 
     sparsity: fraction of the entries that are zero at the end, in [0, 1); met as nearly as whole units allow.
     structure: "heads-and-neurons", "heads", "neurons", or "columns" of every matrix. layers: a gate for each layer (all
     units of one attention or feed-forward layer) too.
-    droprate_init, score_rate, clamp, target_warmup, settle: see `GateOptions`. temperature: of the gates, > 0.
-    kind: "equality" or "inequality". dual_rate, rho, dual_bound: see `Ascent`.
-    warmup, cooldown: fractions of the run before the gates and with the support fixed.
+    The other options: see `SizeGates`.
     """
 
     # One budget for all, as the constraint is one.
     scope: ClassVar[str] = "global"
-    sparsity: float
     structure: Literal["heads-and-neurons", "heads", "neurons", "columns"] = "heads-and-neurons"
     layers: bool = True
-    droprate_init: float = 0.05
-    score_rate: float = 0.1
-    clamp: float = 4.0
-    kind: Literal["equality", "inequality"] = "equality"
-    dual_rate: float = 2.0
-    rho: float = 800.0
-    dual_bound: float = 50.0
-    temperature: float = 2 / 3
-    target_warmup: float = 0.6
-    settle: float = 0.1
-    warmup: float = 0.06
-    cooldown: float = 0.4
 
     def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
+        super().__post_init__()
         if self.structure not in ("heads-and-neurons", "heads", "neurons", "columns"):
             raise ValueError(
                 f"cofi: structure {self.structure!r}; choose 'heads-and-neurons', 'heads', 'neurons' or 'columns'."
             )
-        self._phases = Phases(self.warmup, self.cooldown)
         self._structure = Structure(self.structure)
         self._given: Sequence[Tied] | None = None
-        self._gates = HardConcrete(self.temperature)
-        self._gates.initial(self.droprate_init)
-        self._constraint = SizeConstraint(self.sparsity, kind=self.kind)
-        self._options = GateOptions(
-            self.droprate_init,
-            self.score_rate,
-            self.clamp,
-            self.target_warmup,
-            self.settle,
-            Ascent(self.dual_rate, self.rho, self.dual_bound),
-        )
 
     @property
     def wants_ties(self) -> tuple[Literal["heads", "neurons"], ...]:
@@ -111,16 +75,14 @@ class CoFi(Method):
         """Lay out the phases and the sets of gates: a gate for each layer, if asked for, and one for each unit."""
         self._weights, self._support = weights, Support(weights)
         self._ties = self._structure.ties(weights, self._given)
-        self._begin, self._end = self._phases.steps(total_steps)
         sets = [Gated("layers", len(self._ties))] if self.layers else []
         for index, tie in enumerate(self._ties):
             costs = {"parameters": tie.sizes().double().cpu()}
             sets.append(Gated(tie.name, tie.count, costs, 0 if self.layers else None, index))
-        self._size = ExpectedSize(sets, self._gates)
+        self._lay_out(ExpectedSize(sets, self._gates), total_steps)
         # The matrices that read the units, as they are without gates, and the gates multiplied into them.
         self._dense: list[Tensor] = []
         self._sample: list[Tensor] = []
-        self._expected = 0.0
 
     @property
     def tolerance(self) -> float:
@@ -129,9 +91,7 @@ class CoFi(Method):
 
     def wrap_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Make the gates; the weights are where they will be trained now."""
-        self._optimizer, self._peak = optimizer, float(optimizer.defaults["lr"])
-        device = self._weights[0].parameter.device
-        self._training = GateTraining(self._size, [self._constraint], self._options, device)
+        self._make_gates(optimizer, self._weights[0].parameter.device)
         return optimizer
 
     def _split(self, sample: Sequence[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
@@ -169,8 +129,7 @@ class CoFi(Method):
                 layer_slopes.append((slope * of_units[index]).sum())
         slopes = unit_slopes if of_layers is None else [torch.stack(layer_slopes), *unit_slopes]
         of_loss = [slope * self._gates.slope(z) for slope, z in zip(slopes, self._sample, strict=True)]
-        now = float(self._optimizer.param_groups[0]["lr"])
-        self._training.learn(of_loss, now / self._peak if self._peak else 1.0)
+        self._training.learn(of_loss, self._learning_share())
 
     @torch.no_grad()
     def after_step(self, step: int, learning_rate: float) -> None:
@@ -180,7 +139,7 @@ class CoFi(Method):
         elif step == self._end:
             self._close()
         elif step >= self._begin:
-            [self._expected] = self._training.constrain((step - self._begin) / (self._end - self._begin))
+            self._expected = self._constrain(step)
             self._sample = self._training.sample()
             self._dense = [tie.reader.weight.parameter.detach().clone() for tie in self._ties]
             for tie, scale in zip(self._ties, self._scales(self._sample), strict=True):
@@ -237,10 +196,7 @@ class CoFi(Method):
     def logs(self) -> dict[str, float]:
         """The sparsity from real zeros; while there are gates, the one expected, and the multipliers."""
         logs = {"sparsity": zero_fraction(self._weights)}
-        if self._sample:
-            violation = self.sparsity - self._expected
-            logs |= {"expected_sparsity": self._expected, "constraint_violation": violation, **self._training.logs()}
-        return logs
+        return {**logs, **self._gate_logs()} if self._sample else logs
 
     def report(self) -> dict[str, Any]:
         """The sparsity expected of the gates at the end, and pairs of layer and units left."""

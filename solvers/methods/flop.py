@@ -28,70 +28,33 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from argprune.solvers.groups import Weight
-from argprune.solvers.lagrangian import (
-    Ascent,
-    ExpectedSize,
-    Gated,
-    GateOptions,
-    GateTraining,
-    HardConcrete,
-    SizeConstraint,
-    prefixed,
-)
+from argprune.solvers.lagrangian import ExpectedSize, Gated, SizeConstraint, prefixed
 from argprune.solvers.methods.base import State
 from argprune.solvers.methods.low_rank import FactorPlan, Initial, LowRank
+from argprune.solvers.methods.size_gates import SizeGates
 from argprune.solvers.registry import register
-from argprune.solvers.schedules import Phases, check_sparsity
 
 
 @register("methods", "flop", examples=[{"sparsity": 0.5, "multiple": 1}])
 @dataclass
-class Flop(LowRank):
+class Flop(SizeGates, LowRank):
     """FLOP: low-rank factors with gated components, to a size.
 
     sparsity: fraction of the weights' numbers that the compact factors save, in [0, 1).
     initial, rank, embeddings: see `FactorPlan`. multiple: ranks are multiples of it, where that meets the size.
-    droprate_init, score_rate (it falls with the learning rate of the weights), clamp, target_warmup, settle: see
-    `GateOptions`. temperature: of the gates, > 0.
-    kind: "equality" (gates open again where too many closed) or "inequality". dual_rate, rho, dual_bound: see `Ascent`.
-    warmup, cooldown: fractions of the run before the gates and after the components are dropped.
+    The other options: see `SizeGates`.
     """
 
-    sparsity: float
     initial: Initial = "svd"
     rank: Literal["break-even", "full"] | int = "break-even"
     embeddings: bool = False
     multiple: int = 8
-    droprate_init: float = 0.05
-    score_rate: float = 0.1
-    clamp: float = 4.0
-    kind: Literal["equality", "inequality"] = "equality"
-    dual_rate: float = 2.0
-    rho: float = 800.0
-    dual_bound: float = 50.0
-    temperature: float = 2 / 3
-    target_warmup: float = 0.6
-    settle: float = 0.1
-    warmup: float = 0.06
-    cooldown: float = 0.4
 
     def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
-        self._phases = Phases(self.warmup, self.cooldown)
+        super().__post_init__()
         self._plan = FactorPlan(self.initial, self.rank, self.embeddings)
-        self._gates = HardConcrete(self.temperature)
-        self._gates.initial(self.droprate_init)
-        SizeConstraint(self.sparsity, kind=self.kind)
         if self.multiple < 1:
             raise ValueError(f"flop: multiple {self.multiple}; ranks are multiples of at least 1.")
-        self._options = GateOptions(
-            self.droprate_init,
-            self.score_rate,
-            self.clamp,
-            self.target_warmup,
-            self.settle,
-            Ascent(self.dual_rate, self.rho, self.dual_bound),
-        )
 
     @property
     def wants_factors(self) -> FactorPlan:
@@ -101,22 +64,17 @@ class Flop(LowRank):
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
         """Lay out the phases and the constraint; what a gate saves is a row of P and a column of Q."""
         super().attach(weights, total_steps)
-        self._begin, self._end = self._phases.steps(total_steps)
         sets = [Gated(f.name, f.rank, {"parameters": float(f.unit_size)}) for f in self._factors]
-        self._size = ExpectedSize(sets, self._gates)
+        self._lay_out(ExpectedSize(sets, self._gates), total_steps)
         # The target is of the dense size, which is the one that users know; factors may start above or below it.
         self._factored_share = self._size.total("parameters") / self.dense_size
         target = max(0.0, 1 - (1 - self.sparsity) / self._factored_share)
         self._constraint = SizeConstraint(target, kind=self.kind)
-        self._expected = 0.0
 
     def wrap_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Make the gates; the factors are where they will be trained now."""
-        super().wrap_optimizer(optimizer)
-        self._peak = float(optimizer.defaults["lr"])
-        device = self._factors[0].second.device
-        self._training = GateTraining(self._size, [self._constraint], self._options, device)
-        return optimizer
+        self._make_gates(optimizer, self._factors[0].second.device)
+        return super().wrap_optimizer(optimizer)
 
     @property
     def _gated(self) -> bool:
@@ -134,8 +92,7 @@ class Flop(LowRank):
             slope = self._gates.slope(gate.detach())
             of_loss.append(torch.zeros_like(slope) if gate.grad is None else slope.mul_(gate.grad))
             gate.grad = None
-        now = float(self._optimizer.param_groups[0]["lr"])
-        self._training.learn(of_loss, now / self._peak if self._peak else 1.0)
+        self._training.learn(of_loss, self._learning_share())
 
     @torch.no_grad()
     def after_step(self, step: int, learning_rate: float) -> None:
@@ -145,8 +102,7 @@ class Flop(LowRank):
         if step == self._end:
             self._close()
         elif step >= self._begin:
-            [expected] = self._training.constrain((step - self._begin) / (self._end - self._begin))
-            self._expected = 1 - (1 - expected) * self._factored_share
+            self._expected = 1 - (1 - self._constrain(step)) * self._factored_share
             for factors, gate in zip(self._factors, self._training.sample(), strict=True):
                 factors.set_gate(gate)
 
@@ -187,10 +143,7 @@ class Flop(LowRank):
     def logs(self) -> dict[str, float]:
         """The sparsity stored; while there are gates, the one expected, the multipliers and how hard they push."""
         logs = super().logs()
-        if self._gated:
-            violation = self.sparsity - self._expected
-            logs |= {"expected_sparsity": self._expected, "constraint_violation": violation, **self._training.logs()}
-        return logs
+        return {**logs, **self._gate_logs()} if self._gated else logs
 
     def report(self) -> dict[str, Any]:
         """Beside ranks and size, the sparsity expected of the gates at the end."""

@@ -63,6 +63,7 @@ class LowRank(Method):
         if not getattr(self, "_factors", None):
             raise ValueError("low-rank methods work on factors: call `take_factors` before `attach`.")
         self._dense_size = sum(factors.dense_size for factors in self._factors)
+        self._check_budgets()
         self._starts = [factors.rank for factors in self._factors]
         self._kept: list[Tensor] = []
         self._summary: dict[str, Any] = {}
@@ -71,6 +72,18 @@ class LowRank(Method):
         """Leave the optimizer as it is; what it remembers of dropped components will be dropped too."""
         self._optimizer = optimizer
         return optimizer
+
+    def _check_budgets(self) -> None:
+        """Raise ValueError before the run, not at its end, where one component of each weight is too much."""
+        shares = [self._factors] if self.scope == "global" else [[factors] for factors in self._factors]
+        for share in shares:
+            dense, least = sum(f.dense_size for f in share), sum(min(f.unit_size, f.dense_size) for f in share)
+            if dense - round(self.sparsity * dense) < least:
+                raise ValueError(
+                    f"sparsity {self.sparsity}: {share[0].name if len(share) == 1 else 'all weights together'} would "
+                    f"keep {dense - round(self.sparsity * dense)} numbers, and one component takes {least}; "
+                    f"give at most {1 - least / dense:.4f}."
+                )
 
     @property
     def dense_size(self) -> int:

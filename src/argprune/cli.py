@@ -75,7 +75,7 @@ def _prune(arguments: list[str]) -> int:
     from argprune.solvers import registry
     from argprune.tasks.settings import Settings
 
-    set_loader("argprune", _load_config)
+    set_loader("argprune", _load_config, (yaml.YAMLError,))
     # `--sign` is the option of the criterion that bears the name of a method, and short for it.
     arguments = [re.sub(r"^--sign(?==|$)", "--criterion.sign", argument) for argument in arguments]
     # A switch of the methods that can be run as their authors did.
@@ -406,12 +406,16 @@ def _load_config(text: str) -> Any:
     return loaded
 
 
+# How a user would write what jsonargparse names by its class.
+_KINDS = {"NoneType": "null", "Sequence": 'a list, such as ["*.query.*"]'}
+
+
 def _one_line(error: BaseException) -> str:
     text = str(error)
     keys = re.findall(r'[Kk]ey "([^"]+)"', text)
-    expected = re.findall(r"Expected (?:a )?(?:<class '(\w+)'>|([^.\n]+))", text)
+    expected = re.findall(r"Expected (?:a )?(?:<class '(?:[\w.]+\.)?(\w+)'>|([^.\n]+))", text)
     value = re.search(r"(?:Given|Got) value: (.*)", text)
     if keys and expected and value:
-        kinds = " or ".join(kind.replace("NoneType", "null") or other for kind, other in dict.fromkeys(expected))
+        kinds = " or ".join(_KINDS.get(kind, kind) or other for kind, other in dict.fromkeys(expected))
         return f"--{keys[-1]}: {value.group(1).strip()!r} is not {kinds}."
     return " ".join(text.split())

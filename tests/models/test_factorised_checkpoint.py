@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import WORDS, bart, bert, gpt2, masked_bert, t5
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -19,18 +20,12 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
-    BartConfig,
-    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
     PreTrainedModel,
-    T5Config,
     T5EncoderModel,
-    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
 )
@@ -39,37 +34,9 @@ from argprune.models import compact, factorise, find_factors, find_weights, load
 from argprune.models.export import example_inputs, largest_difference, read_logits
 from argprune.models.factorised import METHOD, LowRankConfig, TiedFactorisedHead
 
-WORDS, WIDTH = 60, 32
-
-
-def bert(kind: type[PreTrainedModel] = BertForSequenceClassification) -> Any:
-    config = BertConfig(
-        vocab_size=WORDS, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
-    return kind(config)
-
-
-def gpt2() -> Any:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_embd=WIDTH, n_layer=2, n_head=2, n_positions=64))
-
-
-def t5() -> Any:
-    config: Any = T5Config(vocab_size=WORDS, d_model=WIDTH, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
-    config.decoder_start_token_id = 0
-    return T5ForConditionalGeneration(config)
-
-
-def bart() -> Any:
-    sizes: dict[str, Any] = {
-        f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")
-    }
-    sizes |= {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "d_model": WIDTH, "max_position_embeddings": 64}
-    return BartForConditionalGeneration(BartConfig(vocab_size=WORDS, scale_embedding=True, **sizes))
-
-
 MODELS: Mapping[str, tuple[Callable[[], Any], Any]] = {
     "bert": (bert, AutoModelForSequenceClassification),
-    "masked-bert": (lambda: bert(BertForMaskedLM), AutoModelForMaskedLM),
+    "masked-bert": (masked_bert, AutoModelForMaskedLM),
     "gpt2": (gpt2, AutoModelForCausalLM),
     "t5": (t5, AutoModelForSeq2SeqLM),
     "bart": (bart, AutoModelForSeq2SeqLM),

@@ -66,6 +66,7 @@ def test_refusals(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     assert "no finished run" in refused(tmp_path)
     assert "low-rank run" in refused(runs / "factors")
+    assert "pruned nothing" in refused(runs / "dense")
     assert not output.exists()
     assert main(["analyse", str(runs / "heads"), "--output", str(output), "--picture", "none", "-q"]) == 0
     assert [file.name for file in output.iterdir()] == ["patterns.json"]

@@ -18,30 +18,6 @@ from argprune.tasks.certificate import check_certificate
 from argprune.tasks.data import load_task
 from argprune.tasks.language import Language, make_causal_lm
 
-
-@pytest.fixture
-def job(tiny_model: str, tiny_data: str) -> dict[str, Any]:
-    return {
-        "model": tiny_model,
-        "task": "words",
-        "data_dir": tiny_data,
-        "quiet": True,
-        "max_steps": 20,
-        "batch_size": 8,
-        "max_length": 16,
-        "log_every": 5,
-        "learning_rate": 1e-3,
-    }
-
-
-@pytest.fixture(scope="module")
-def dense(tiny_model: str, tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("dense") / "run"
-    options: dict[str, Any] = {"max_steps": 20, "batch_size": 8, "max_length": 16, "learning_rate": 1e-3}
-    prune(tiny_model, "words", data_dir=tiny_data, method="dense", output=path, quiet=True, **options)
-    return path
-
-
 FLOP = {"name": "flop", "multiple": 1}
 METHODS = [
     pytest.param(FLOP, id="flop"),
@@ -100,6 +76,23 @@ def test_the_certificate_notices_a_larger_factor(job: dict[str, Any], dense: Pat
     saved[name] = torch.cat([saved[name], saved[name]], dim=1)
     save_file(saved, file, metadata={"format": "pt"})
     assert not check_certificate(run.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sparsity": 0.9999}, r"sparsity 0\.9999: all weights together would keep 2 numbers, and one component takes"),
+        ({"sparsity": 0.999, "method": "svd"}, r"sparsity 0\.999: bert\.encoder\.layer\.0.* give at most 0\.9"),
+        ({"biases": True}, r"leave biases out \(biases: false\)"),
+        ({"include": ["*.nothing"]}, "No weight matches"),
+    ],
+)
+def test_bad_input_fails_before_anything_is_written(
+    job: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prune(**{**job, "method": FLOP, "sparsity": 0.5, **change}, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_log_tells_of_the_constraint(job: dict[str, Any], dense: Path, tmp_path: Path) -> None:

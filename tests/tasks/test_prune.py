@@ -313,3 +313,5 @@ def test_a_support_is_transferred_to_another_run(job: dict[str, Any], dense: Pat
     assert any(not torch.equal(before[name], after[name]) for name in second.masks())
     with pytest.raises(ValueError, match=r"sparsity 0\.5, but 0\.7500 of the model's weights are zero"):
         prune(**again, sparsity=0.5, output=tmp_path / "third")
+    # Not even the reference, which this run would have trained first.
+    assert not (tmp_path / "third").exists()

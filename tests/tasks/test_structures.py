@@ -14,29 +14,6 @@ from argprune.solvers.groups import BlockRows, Part, Tied
 from argprune.tasks.certificate import check_certificate
 
 
-@pytest.fixture
-def job(tiny_model: str, tiny_data: str) -> dict[str, Any]:
-    return {
-        "model": tiny_model,
-        "task": "words",
-        "data_dir": tiny_data,
-        "quiet": True,
-        "max_steps": 20,
-        "batch_size": 8,
-        "max_length": 16,
-        "log_every": 5,
-        "learning_rate": 1e-3,
-    }
-
-
-@pytest.fixture(scope="module")
-def dense(tiny_model: str, tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("dense") / "run"
-    options: dict[str, Any] = {"max_steps": 20, "batch_size": 8, "max_length": 16, "learning_rate": 1e-3}
-    prune(tiny_model, "words", data_dir=tiny_data, method="dense", output=path, quiet=True, **options)
-    return path
-
-
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
 
@@ -51,6 +28,12 @@ def test_half_of_the_units_are_gone(job: dict[str, Any], dense: Path, tmp_path: 
         assert tie.count == count
         assert int((tie.norms() == 0).sum()) == count // 2
     assert run.metrics["sparsity"]["encoder"] == 0.5
+
+
+def test_biases_are_in_no_block(job: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="biases"):
+        prune(**job, method="block-lasso", sparsity=0.5, biases=True, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_neurons_alone_need_the_attention_left_out(job: dict[str, Any], dense: Path, tmp_path: Path) -> None:
