@@ -27,7 +27,7 @@ class SparsityDict(TypedDict):
 
 @dataclass(frozen=True)
 class Count:
-    """Entries of a set of tensors, and how many of them are zero (-0.0 is; NaN is not)."""
+    """Entries of a set of tensors (total), and how many of them are zeros (-0.0 is; NaN is not)."""
 
     total: int
     zeros: int

@@ -142,7 +142,9 @@ def load_model(
 
 
 def load_tokenizer(name: str, *, revision: str = "main") -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model: `minilm`, a folder, or a hub id.
+    """Load the tokenizer of a model.
+
+    name: `minilm`, a folder, or a hub id. revision: of the hub's repository.
 
     Raises ValueError, one line, if there is none or it has no vocabulary; ModuleNotFoundError as
     `resolve_model`.

@@ -41,7 +41,7 @@ _SINGULAR = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered class, and constructor arguments with which the conformance suite builds it."""
+    """A registered name, its class (cls), and examples: constructor arguments for the conformance suite."""
 
     name: str
     cls: type
@@ -82,7 +82,7 @@ def installed(kind: Kind) -> dict[str, EntryPoint]:
 
 
 def resolve(kind: Kind, name: str) -> type:
-    """The class behind a registered name, an entry point, or `module:Class`.
+    """The class behind a registered name, an entry point, or `module:Class`, of a kind ("regularizers", ...).
 
     Raises ValueError with the closest names where there is none, or where the module or class cannot be imported.
     """
@@ -114,6 +114,8 @@ def resolve(kind: Kind, name: str) -> type:
 
 def build(kind: Kind, spec: str | Mapping[str, Any]) -> Any:
     """The instance that a name, or a mapping of `name` and constructor options, stands for; `strength` defaults to 1.
+
+    kind: "regularizers", "methods", ... spec: the name or the mapping.
 
     Raises ValueError in one line for an unknown name, an unknown or missing option, or a bad value.
     """

@@ -25,14 +25,14 @@ EMBEDDED: dict[str, tuple[str, Callable[[], Task]]] = {
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """A task's name, and what it is in one line."""
+    """A task's name, and a summary in one line."""
 
     name: str
     summary: str
 
 
 def list_tasks(data_dir: str | Path | None = None) -> Sequence[TaskInfo]:
-    """The embedded tasks and those that a data folder holds."""
+    """The embedded tasks and those that a data folder (data_dir) holds."""
     embedded = [TaskInfo(name, summary) for name, (summary, _) in EMBEDDED.items()]
     if data_dir is None:
         return embedded
@@ -41,7 +41,7 @@ def list_tasks(data_dir: str | Path | None = None) -> Sequence[TaskInfo]:
 
 
 def load_classification(name: str, data_dir: str | Path | None = None) -> Classification:
-    """`load_task` where only classification will do: ValueError in one line for a task of another kind."""
+    """`load_task(name, data_dir)` where only classification will do; ValueError in one line for another kind."""
     task = load_task(name, data_dir)
     if not isinstance(task, Classification):
         raise ValueError(f"Task {name!r} is of kind {task.kind}; give one of classification.")

@@ -61,7 +61,7 @@ _OF_TRAINER = frozenset({"runtime", "samples_per_second", "steps_per_second", "m
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, and what its metrics.json says."""
+    """A finished run: its folder (path), and what its metrics.json says."""
 
     path: Path
     metrics: Mapping[str, Any]
@@ -96,7 +96,7 @@ def prune(
     or a mapping with `name` and the method's options. sparsity: fraction of zeros over the prunable weights, in [0, 1).
     dense: the folder of the dense reference, trained there first if it is not finished (default: `output`/dense).
     resume: go on with an unfinished run, to the bits of an uninterrupted one; a finished one is returned as it is.
-    overwrite: replace a run. settings: fields of `argprune.tasks.settings.Settings`.
+    overwrite: replace a run. quiet: no progress. settings: fields of `argprune.tasks.settings.Settings`.
 
     Raises ValueError for bad input, before any training and before any file changes; RunError where training fails.
     """
@@ -111,7 +111,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet: bool) -> Run:
-    """Carry out a plan in a folder; see `prune`."""
+    """Carry out a plan (planned) in a folder (output); resume, overwrite, quiet: see `prune`."""
     # Trainer and save_pretrained would draw bars of their own between ours.
     logging.disable_progress_bar()
     run, options = RunDirectory(output), planned.to_options()

@@ -54,7 +54,8 @@ def choose_formats(
     """Measure every prunable layer of `model` in every format, and choose the fastest.
 
     model: pruned, in float32 on the CPU (2:4: half precision on CUDA). batch, length: of the inputs, random numbers.
-    threads: of torch, while measuring. kinds: formats to try besides dense. Layers without zeros stay dense, untimed.
+    threads: of torch, while measuring. kinds: formats to try besides dense. repetitions: of each timing. Layers
+    without zeros stay dense, untimed.
     Result: a choice a layer, in module order; `model` is unchanged. Raises ValueError for counts below 1 or an
     unknown kind.
     """
@@ -70,6 +71,8 @@ def choose_formats(
 
 def apply_formats(model: nn.Module, choices: Sequence[Choice]) -> None:
     """Replace the layers of `model` by what was chosen, in place; the model can no longer be trained or saved.
+
+    choices: as `choose_formats` gives them.
 
     Raises ValueError where a layer is missing or cannot be held in its format.
     """

@@ -34,7 +34,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes of all tensors, as they are in memory and as they are in the file, header and checksums included."""
+    """Bytes of all tensors: dense, as in memory, and compressed, as in the file, header and checksums included."""
 
     dense: int
     compressed: int

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 
 def example_inputs(model: PreTrainedModel, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-    """Arguments of the model's forward: int64 (batch, length) each; on the model's device.
+    """Arguments of the model's forward: int64 (batch, length) each, drawn by `seed`; on the model's device.
 
     Every second text ends at half the length. Token types where the model has several; the decoder of an
     encoder-decoder model gets half the length. Raises ValueError for a size below 1 or beyond the model's positions.
@@ -38,14 +38,14 @@ def example_inputs(model: PreTrainedModel, batch: int, length: int, seed: int = 
 
 @torch.inference_mode()
 def read_logits(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the model predicts, by the names of its outputs: all that are logits, or else its last hidden state."""
+    """What the model predicts of `inputs`, by the outputs' names: all that are logits, or its last hidden state."""
     outputs = {name: value for name, value in model(**inputs, return_dict=True).items() if isinstance(value, Tensor)}
     logits = {name: value for name, value in outputs.items() if name.endswith("logits")}
     return logits or {"last_hidden_state": outputs["last_hidden_state"]}
 
 
 def largest_difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
-    """The largest absolute difference between logits of the same names; NaN counts as infinite."""
+    """The largest absolute difference between the logits found and wanted, by name; NaN counts as infinite."""
     worst = max(float((found[name].double() - wanted[name].double()).abs().max()) for name in wanted)
     return worst if worst == worst else float("inf")
 
@@ -53,7 +53,10 @@ def largest_difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 def interleaved_seconds(
     actions: Mapping[str, Callable[[], object]], repetitions: int, warm: int = 3
 ) -> dict[str, list[float]]:
-    """Seconds of each action in every round after `warm` untimed ones; they take turns, in alternating order."""
+    """Seconds of each of `actions` in every round after `warm` untimed ones; they take turns, in alternating order.
+
+    repetitions: rounds.
+    """
     times: dict[str, list[float]] = {name: [] for name in actions}
     for round_number in range(warm + repetitions):
         for name in list(actions)[:: -1 if round_number % 2 else 1]:
@@ -65,5 +68,5 @@ def interleaved_seconds(
 
 
 def median_milliseconds(times: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median of each."""
+    """The median of each name's times, given in seconds."""
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}

@@ -21,7 +21,8 @@ def save_sparse(
 ) -> Size:
     """Write a pruned model, and in export.json what was chosen for its layers with all times.
 
-    model: pruned and dense in storage, as `choose_formats` took it. facts: further entries of export.json, plain data.
+    model: pruned and dense in storage, as `choose_formats` took it. folder: to write into. choices: what it gave.
+    facts: further entries of export.json, plain data.
     """
     size = save_compressed(model, folder)
     table = {**facts, "layers": [choice.to_dict() for choice in choices]}

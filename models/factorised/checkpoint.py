@@ -32,7 +32,8 @@ METHOD = "argprune-low-rank"
 class LowRankConfig(QuantizationConfigMixin):
     """The ranks of a factorised model, by the names of the dense weights.
 
-    ranks: name -> components, >= 1. Raises ValueError for anything else.
+    ranks: name -> components, >= 1. quant_method: what transformers finds it by; other names (unknown) are refused.
+    Raises ValueError for anything else.
     """
 
     def __init__(self, ranks: Mapping[str, int], quant_method: str = METHOD, **unknown: Any) -> None:

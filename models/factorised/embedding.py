@@ -69,7 +69,7 @@ class TiedFactorisedEmbedding(nn.Module):
     """Another place where a `FactorisedEmbedding` is looked up, with a padding row and a scale of its own.
 
     It has no parameters: factors and gates are those of `embedding`. template: the embedding to stand for, as for
-    `Gated`.
+    `Gated`. padding_idx: a row without gradient.
     """
 
     embedding: FactorisedEmbedding
@@ -95,7 +95,7 @@ class TiedFactorisedEmbedding(nn.Module):
 
 
 class TiedFactorisedHead(nn.Module):
-    """The output head that shares a `FactorisedEmbedding`: its transposed product, by the same factors and gates.
+    """The output head that shares `embedding`, a `FactorisedEmbedding`: its transpose, by the same factors and gates.
 
     Its only parameter is its bias, (num_embeddings,) or None, taken as it is. template: the nn.Linear to stand for, as
     for `Gated`.

@@ -26,7 +26,7 @@ class Layer:
     """A weight to prune, what is known of its inputs, and which supports are allowed.
 
     weight: (rows = outputs, columns = inputs), floating and finite. moments: of as many columns; solvers compute in
-    their dtype. Raises ValueError where these do not fit together.
+    their dtype. support: those allowed. Raises ValueError where these do not fit together.
     """
 
     weight: Tensor
@@ -61,7 +61,7 @@ class Layer:
 
 
 class Pruned(NamedTuple):
-    """What a solver returns: weight and mask, (rows, columns), and what it has to say of how it got there."""
+    """What a solver returns: weight and mask, (rows, columns), and a report of how it got there."""
 
     weight: Tensor
     mask: Tensor
@@ -82,7 +82,7 @@ class LayerSolution:
 
     weight: in the dense weight's dtype and on its device, zero where mask (bool, True = kept) is False. error: relative
     to the dense outputs, on the calibration tokens. bound: no weight of such a support has a smaller error; None where
-    it was not asked for. report: the solver's own account.
+    it was not asked for. seconds: of the solver. report: its own account.
     """
 
     weight: Tensor
@@ -101,7 +101,9 @@ class LayerSolution:
 
 
 def solve_layer(layer: Layer, how: str | LayerSolver = "alps", *, bound: bool = False) -> LayerSolution:
-    """Prune a layer by a solver, given by name (see `SOLVERS`) or with options of its own.
+    """Prune a layer by a solver.
+
+    how: its name (see `SOLVERS`), or the solver itself, with options of its own.
 
     bound: also compute a lower bound on every solution's error, which takes about as long as `alps`; not part of
     `seconds`. Raises ValueError for an unknown name, and what the solver raises for a support that it does not cover.

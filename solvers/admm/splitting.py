@@ -126,7 +126,7 @@ class BalancedRho:
 
 @dataclass(frozen=True)
 class Split:
-    """The state of one matrix: Z in S, the scaled dual U, rho. Tensors are like W, float32 where W is narrower."""
+    """The state of one matrix: z in S, the scaled dual u, rho. Tensors are like W, float32 where W is narrower."""
 
     z: Tensor
     u: Tensor

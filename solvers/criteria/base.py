@@ -176,7 +176,7 @@ def scaled(tensor: Tensor, factor: float) -> Tensor:
 
 
 def build(spec: str | Mapping[str, Any]) -> Criterion:
-    """The criterion that a name, or a mapping of `name` and options, stands for. Raises ValueError in one line."""
+    """The criterion that a name, or a mapping of `name` and options (`spec`), stands for. ValueError in one line."""
     from argprune.solvers import registry
 
     made = registry.build("criteria", spec)

@@ -16,7 +16,7 @@ from argprune.solvers.registry import register
 @register("criteria", "random")
 @dataclass(frozen=True)
 class Random(Criterion):
-    """Uniform scores; equal seeds and shapes give equal scores, whatever the batches."""
+    """Uniform scores; equal `seed`s and shapes give equal scores, whatever the batches."""
 
     seed: int = 0
     surrogate: ClassVar[Surrogate] = "none"

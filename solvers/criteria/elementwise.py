@@ -55,7 +55,7 @@ class Magnitude(Elementwise):
 @register("criteria", "taylor", examples=[{}, {"sign": "abs"}])
 @dataclass(frozen=True)
 class Taylor(Elementwise):
-    """First-order change of the loss: -g w ("signed"), or its size |g w| ("abs", Molchanov et al.)."""
+    """First-order change of the loss, by `sign`: -g w ("signed"), or its size |g w| ("abs", Molchanov et al.)."""
 
     sign: Literal["signed", "abs"] = "signed"
     surrogate: ClassVar[Surrogate] = "linear"

@@ -27,7 +27,8 @@ LAYER_RULES = get_args(LayerRule)
 def map_layers(rule: LayerRule, student: int, teacher: int, losses: Tensor | None = None) -> tuple[int, ...]:
     """The teacher's layer, counted from 0, for each of the student's.
 
-    student, teacher: numbers of layers. losses: of every pair, finite (student, teacher), for "learned" only.
+    rule: "identity", "uniform" or "learned". student, teacher: numbers of layers. losses: of every pair, finite
+    (student, teacher), for "learned" only.
     Raises ValueError for unequal numbers under "identity", and for a teacher with fewer layers.
 
     >>> map_layers("uniform", 3, 12)

@@ -52,6 +52,7 @@ def prediction_loss(
 ) -> Tensor:
     """The distance of one output from the teacher's: `soft_cross_entropy`, or of numbers the mean squared error.
 
+    student, teacher: of equal shape. temperature: > 0; of classes.
     literal: as SparseBERT was released: the mean over rows and classes, so a C-th of it, and numbers are held to their
     targets, not to the teacher.
     """

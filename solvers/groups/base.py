@@ -83,7 +83,7 @@ class Whole:
 
 
 def group_sizes(groups: Groups, shape: torch.Size, device: torch.device | str = "cpu") -> Tensor:
-    """The number of entries of each group of a tensor of this shape, int64 (groups,); padding does not count.
+    """The number of entries of each group of a tensor of this shape, int64 (groups,) on `device`; without padding.
 
     >>> from argprune.solvers.groups import BlockRows
     >>> group_sizes(BlockRows(width=2), torch.Size((1, 5)))
@@ -118,8 +118,8 @@ def checked_matrix(owner: str, w: Tensor) -> Tensor:
 class Weight:
     """A prunable matrix: its name in the model, its parameter, and how its entries are tied.
 
-    parameter: 2-D floating tensor; `transposed` says that it is stored (inputs, outputs), as GPT-2's Conv1D does, so
-    that `matrix` can always offer rows = output units.
+    parameter: 2-D floating tensor, seen in `groups`; `transposed` says that it is stored (inputs, outputs), as
+    GPT-2's Conv1D does, so that `matrix` can always offer rows = output units.
     """
 
     name: str

@@ -146,7 +146,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Stacked:
-    """`count` tensors of equal shape in one, stacked along the first axis: group g is the g-th group of each.
+    """`count` tensors of equal shape in one, stacked along the first axis: group g is the g-th of `groups` in each.
 
     What a fused matrix of queries, keys and values holds of each head, with blocks of a head's rows and count 3.
     """
@@ -172,7 +172,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Transposed:
-    """Groups of a matrix that is stored transposed, as GPT-2's Conv1D stores (inputs, outputs)."""
+    """The `groups` of a matrix that is stored transposed, as GPT-2's Conv1D stores (inputs, outputs)."""
 
     groups: Groups
 

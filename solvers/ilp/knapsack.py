@@ -25,7 +25,11 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Levels:
-    """A level for each layer. objective and latency are their sums; bound, gap, status as in `Solution`."""
+    """What was chosen for each layer, and what is proved of it.
+
+    levels: of each layer, its position in the table. objective and latency are their sums; bound, gap, status, seconds
+    as in `Solution`.
+    """
 
     levels: list[int]
     objective: float

@@ -22,7 +22,7 @@ _UNITS = 1 << 30
 
 
 def solve_quadratic(problem: Quadratic, how: How = "swaps", time_limit: float = 60.0) -> QuadraticSolution:
-    """The mask that a method finds, with what it proves.
+    """The mask that a method (`how`) finds, with what it proves.
 
     "enumerate": every mask, at most 2^20 of them. "cp-sat": OR-Tools on linearised products, without refit only, one
     thread; "optimal" up to the rounding of the costs to whole numbers, which the bound allows for. "branch-and-bound":

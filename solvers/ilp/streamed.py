@@ -43,7 +43,8 @@ class StreamedSolution:
     """A mask that is made a shard at a time, what it costs, and what is proved about it.
 
     threshold: the largest kept cost, or the smallest of all where none is kept. kept, ties_kept: of each shard, how
-    many entries are kept and how many of them equal the threshold. passes: over all shards. The others: see `Solution`.
+    many entries are kept and how many of them equal the threshold. passes: over all shards. objective, bound, gap,
+    status, seconds, certificate: see `Solution`.
     """
 
     threshold: float

@@ -39,7 +39,8 @@ class SizeConstraint:
     """Expected sparsity of some sets of gated units: at least, or exactly, a target.
 
     target: fraction of the size to remove, in [0, 1). budget: which cost ("parameters", "flops", ...). members:
-    positions of the sets that it counts; None: all. kind: "inequality" leaves alone what is small enough.
+    positions of the sets that it counts; None: all. kind: "inequality" leaves alone what is small enough. name: of
+    its multipliers in the log.
     """
 
     target: float
@@ -79,7 +80,8 @@ class Ascent:
 class SizeLagrangian:
     """Constraints on the expected size of gated units, and their multipliers.
 
-    At each step: `slopes` gives what the constraints add to the gradients of log_alpha, `ascend` moves the multipliers.
+    At each step: `slopes` gives what the constraints add to the gradients of log_alpha, `ascend` moves the multipliers,
+    by the rates of `ascent`.
     Raises ValueError for no constraint, a budget that costs nothing, and positions out of range.
     """
 

@@ -56,8 +56,8 @@ class GateOptions:
 class GateTraining:
     """log_alpha of some sets of gates, float32, and what moves it.
 
-    size: the sets, and the gates' distribution. constraints: on their expected size. device: of the gates. The noise
-    and all draws follow from torch's initial seed.
+    size: the sets, and the gates' distribution. constraints: on their expected size. options: see `GateOptions`.
+    device: of the gates. The noise and all draws follow from torch's initial seed.
     """
 
     @torch.no_grad()

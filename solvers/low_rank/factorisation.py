@@ -91,8 +91,9 @@ def factorise_random(
 ) -> Factorisation:
     """Random factors whose product has entries of variance 1 / (3 inputs), those that `nn.Linear` begins with.
 
-    shape: (outputs, inputs). rank: >= 1. Both factors are normal, scaled so that the two vectors of a component have
-    the same expected norm. Drawn on the generator's device, and put in order of their size. Raises ValueError outside.
+    shape: (outputs, inputs). rank: >= 1. dtype: of the factors. Both factors are normal, scaled so that the two
+    vectors of a component have the same expected norm. Drawn on the generator's device, and put in order of their
+    size. Raises ValueError outside.
     """
     outputs, inputs = shape
     if outputs < 1 or inputs < 1 or rank < 1:

@@ -18,7 +18,7 @@ def break_even_rank(outputs: int, inputs: int) -> int:
 def stored_size(rank: int, outputs: int, inputs: int) -> int:
     """The numbers that a matrix of this rank takes: min(r (i + o), i o); bias not counted.
 
-    rank: >= 0. Raises ValueError outside.
+    rank: >= 0. outputs, inputs: of the matrix, >= 1. Raises ValueError outside.
 
     >>> stored_size(96, 768, 768), stored_size(768, 768, 768)
     (147456, 589824)

@@ -32,7 +32,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """A model's outputs on a batch: as predictions (a span has two: start and end), and as the model gave them.
+    """A model's outputs on a batch: as predictions (a span has two: start and end), and raw, as the model gave them.
 
     states: what it computed on the way, where somebody learns from it.
     """

@@ -33,7 +33,10 @@ def magnitude_cut(total: float, eps: float, refresh: Refresh = "never") -> float
 
 
 def total_for_sparsity(w: Tensor, sparsity: float, eps: float, refresh: Refresh = "never") -> float:
-    """The total S that makes the given fraction of w zero where no gradient opposes; the inverse of `magnitude_cut`."""
+    """The total S that makes the given fraction of w zero where no gradient opposes; the inverse of `magnitude_cut`.
+
+    sparsity: the fraction, in [0, 1]. eps, refresh: as for `magnitude_cut`.
+    """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity {sparsity}: it is the fraction of zeros, in [0, 1).")
     count = round(sparsity * w.numel())

@@ -32,6 +32,7 @@ class ProximalOptimizer(Optimizer):
     step: the constant's prox step, > 0; for "constant" only.
     strength: >= 0, a number for all weights or a sequence of one each; or a controller, called between the wrapped
     optimizer's step and the prox, that returns such a sequence. May be reassigned between steps.
+    fused: AdamW's step and the prox in one compiled pass, where optimizer and regularizers have one.
 
     Raises ValueError where a weight is not in the optimizer, where `step` and `metric` disagree, and, at the first
     step, where "metric" meets an optimizer without second moments.

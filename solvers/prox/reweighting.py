@@ -48,7 +48,7 @@ class LogReweighting:
     eps: > 0, in units of the weights; below the magnitudes that shall survive. At w_i = 0 the factor is 1 / eps, so a
     small eps makes zeros final. normalise: multiply by the matrix mean of |w| + eps, which keeps one strength
     meaningful from round to round and from matrix to matrix (the printed method has no such factor); the penalty that
-    is majorised then changes by that factor from round to round.
+    is majorised then changes by that factor from round to round. surrogate: which penalty the factors weigh.
     Reference: Candes, Wakin and Boyd (2008), section 2.2; Guo et al. (2019).
 
     >>> import torch
@@ -98,6 +98,7 @@ class PowerReweighting:
     """factors_i = 1 / (|w_i| + eps)^power: for power < 1 the slope of (|w| + eps)^(1 - power) / (1 - power).
 
     eps: > 0, in units of the weights. power: > 0; 1 is `LogReweighting`, above 1 the penalty is bounded.
+    surrogate: which penalty the factors weigh.
     Reference: Foucart and Lai (2009), reweighting for l_q with q = 1 - power.
     """
 
@@ -129,7 +130,7 @@ class SquaredReweighting:
     """factors_i = 1 / (w_i^2 + eps^2), weights of w_i^2: iteratively reweighted least squares for log(w^2 + eps^2).
 
     eps: > 0, in units of the weights. A weighted square shrinks but never reaches zero, so that nothing is pruned by
-    it alone.
+    it alone. surrogate: which penalty the factors weigh.
     Reference: Chartrand and Yin (2008), p = 0; the squared form of the reweighted group lasso's own group.
     """
 
@@ -153,7 +154,8 @@ class SquaredReweighting:
 class GroupReweighting:
     """factors_g = 1 / (||w_g|| + eps)^power, one majorise-minimise step for sum_g of a concave function of the norms.
 
-    eps: > 0, in units of a group's norm. power: > 0; at 1 the penalty is sum_g log(||w_g|| + eps).
+    eps: > 0, in units of a group's norm. groups: whose norms. power: > 0; at 1 the penalty is sum_g log(||w_g|| + eps).
+    surrogate: which penalty the factors weigh.
     Reference: Li et al. (2020), the reweighting of block-structured pruning; Candes, Wakin and Boyd (2008).
     """
 
@@ -185,7 +187,8 @@ class QuantileReweighting:
     """`PowerReweighting` (for groups `GroupReweighting`) whose eps is a quantile of the magnitudes that it sees.
 
     quantile: in (0, 1); about the sparsity wanted puts eps at the border between what goes and what stays. floor: the
-    least eps, > 0, for where most magnitudes are zero. Each round majorises the penalty of its own eps (`at`).
+    least eps, > 0, for where most magnitudes are zero. power: as of
+    those. Each round majorises the penalty of its own eps (`at`).
     Reference: Candes, Wakin and Boyd (2008), section 3.3, the adaptive choice of eps.
     """
 

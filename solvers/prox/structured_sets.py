@@ -27,7 +27,7 @@ _BATCH = 1 << 14
 @register("constraints", "k_per_group", examples=[{"keep": 2}, {"keep": 1, "groups": Blocks(2, 3)}, {"keep": 0}])
 @dataclass(frozen=True)
 class KPerGroup(SupportSet):
-    """Tensors with at most `keep` nonzeros in every group; keep >= 0.
+    """Tensors with at most `keep` nonzeros in each of `groups`; keep >= 0.
 
     The projection keeps the largest magnitudes of each group (largest w_i^2 / step_i for a tensor step), ties to the
     smaller flat index; exact for every step.

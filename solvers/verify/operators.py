@@ -28,7 +28,8 @@ def check_operator(operator: Any, name: str | None = None, *, seed: int = 0, spe
     `argprune.solvers.prox.Regularizer` says. Inputs it refuses with ValueError or TypeError are left out. Without a
     `prox`, the numerical one that a method would use is checked. Or a reweighting rule (`prox.Reweighting`), which is
     checked to majorise the penalty that it declares.
-    speed: also time it on a million entries. Nothing here uses or moves torch's global random state.
+    name: in the report, for the class's own. seed: of the inputs. speed: also time it on a million entries. Nothing
+    here uses or moves torch's global random state.
     """
     began = time.perf_counter()
     if isinstance(operator, Reweighting) and not hasattr(operator, "prox"):

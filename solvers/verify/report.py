@@ -13,7 +13,8 @@ Status = Literal["passed", "failed", "skipped"]
 class Check:
     """One property of an operator, over all inputs that it was tried on.
 
-    error: the worst found; tolerance: what was allowed there (the status compares the two input by input).
+    name: of the check. error: the worst found; tolerance: what was allowed there (the status compares the two input
+    by input).
     where: the input of the worst error. tried: how many inputs. note: what the check rests on, or why it was skipped.
     failing: Python source of the smallest failing input found, to paste into a test.
     """
@@ -44,7 +45,11 @@ class Speed:
 
 @dataclass(frozen=True)
 class Report:
-    """All checks of one operator, built as `operator` says."""
+    """All checks of one operator.
+
+    name: as it was asked for. operator: how it was built. facts: what it declares. seconds: of the checks. speed: where
+    it was timed. slow: its prox is a numerical one.
+    """
 
     name: str
     operator: str

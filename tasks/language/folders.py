@@ -37,7 +37,7 @@ _FORM_FEED = re.compile(r"^[ \t]*\f[ \t]*\r?\n", re.MULTILINE)
 
 
 def language_tasks(data_dir: Path) -> list[str]:
-    """Names of the language-modelling tasks in a data folder: its folders that hold text."""
+    """Names of the language-modelling tasks in a data folder (data_dir): its folders that hold text."""
     return [folder.name for folder in sorted(data_dir.iterdir()) if is_text_folder(folder)] if data_dir.is_dir() else []
 
 

@@ -25,7 +25,10 @@ from argprune.tasks.texts import check_splits
 
 @dataclass(frozen=True)
 class Language:
-    """A language-modelling task: documents by split name, every split non-empty."""
+    """A language-modelling task.
+
+    splits: documents by the split's name, none empty. metric: "perplexity" or "bits_per_character".
+    """
 
     name: str
     splits: Mapping[str, Sequence[str]]
