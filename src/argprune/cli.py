@@ -284,7 +284,7 @@ def _study(arguments: list[str]) -> int:
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no table")
     parsed = parser.parse_args(arguments)
 
-    from argprune.tasks.study_command import study_command
+    from argprune.tasks.studies.command import study_command
 
     return study_command(parsed)
 

@@ -27,7 +27,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-from argprune.tasks import study_command, study_progress
 from argprune.tasks.studies import (
     Ended,
     Job,
@@ -37,7 +36,9 @@ from argprune.tasks.studies import (
     progress_for,
     run_study,
 )
-from argprune.tasks.study_progress import Lines, Live, StudyProgress, duration
+from argprune.tasks.studies import command as study_command
+from argprune.tasks.studies import progress as study_progress
+from argprune.tasks.studies.progress import Lines, Live, StudyProgress, duration
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {"model": "minilm", "task": "stdlib-docs", "method": "magnitude", "sparsity": 0.5}
@@ -339,7 +340,7 @@ def test_output_must_be_a_folder(tmp_path: Path) -> None:
 
 
 def test_threads_share_out_the_cores(tmp_path: Path, fake: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("argprune.tasks.study_executor._cores", lambda: 5)
+    monkeypatch.setattr("argprune.tasks.studies.local._cores", lambda: 5)
     for position, (executor, threads) in enumerate(
         [
             (LocalExecutor(command=fake), 5),

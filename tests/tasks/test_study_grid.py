@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from argprune.tasks.settings import SHARED
 from argprune.tasks.studies import Point, Study, load_study
-from argprune.tasks.study_grid import flatten
+from argprune.tasks.studies.grid import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {"model": "minilm", "task": "stdlib-docs", "method": "magnitude", "sparsity": 0.5}

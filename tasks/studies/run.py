@@ -1,11 +1,4 @@
-"""Studies: many runs described by one file, resumable, side by side, collected into one table.
-
-    for every point of the study:   argprune prune --config POINT.yaml --output OUTPUT/NAME --resume
-
-Each point is a process of its own, so that one that fails, or is killed, takes no other with it. What stands
-on disk is all the state there is: a study that was stopped, changed or extended is started again by the same
-command.
-"""
+"""Carrying out a study: which run starts when, and where each stands."""
 
 from __future__ import annotations
 
@@ -14,26 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from argprune.tasks.runs import write_atomic
-from argprune.tasks.study_executor import Ended, Executor, Interrupts, Job, LocalExecutor
-from argprune.tasks.study_grid import Point, Study, load_study
-from argprune.tasks.study_progress import StudyProgress, progress_for
-from argprune.tasks.study_runs import State, StudyRun
-from argprune.tasks.study_table import collect
-
-__all__ = [
-    "Ended",
-    "Executor",
-    "Job",
-    "LocalExecutor",
-    "Point",
-    "Study",
-    "StudyOutcome",
-    "StudyProgress",
-    "collect",
-    "load_study",
-    "progress_for",
-    "run_study",
-]
+from argprune.tasks.studies.executor import Ended, Executor, Job
+from argprune.tasks.studies.grid import Point, Study
+from argprune.tasks.studies.interrupts import Interrupts
+from argprune.tasks.studies.progress import StudyProgress
+from argprune.tasks.studies.records import State, StudyRun
 
 _WAIT_SECONDS = 0.1
 

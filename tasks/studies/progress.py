@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from argprune.tasks.study_runs import State
+from argprune.tasks.studies.records import State
 
 
 class StudyProgress:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from argprune.tasks.runs import write_atomic
-from argprune.tasks.study_grid import OWNED, Study, flatten, method_name
-from argprune.tasks.study_runs import StudyRun
+from argprune.tasks.studies.grid import OWNED, Study, flatten, method_name
+from argprune.tasks.studies.records import StudyRun
 
 Row = dict[str, Any]
 
