@@ -303,6 +303,7 @@ class _Job:
             "model": settings.model,
             "seed": settings.seed,
             "metric": self.task.metric,
+            "larger_is_better": self.task.larger_is_better,
             "steps": steps,
             "dense": scores if isinstance(method, Dense) else dense and dense["pruned"],
             "pruned": scores,

@@ -36,6 +36,10 @@ class Ended:
         return self.exit_status < 0 or self.exit_status > 128
 
 
+class Busy(ValueError):
+    """The job's run is going on already, started by another process, which holds a lock on its log."""
+
+
 class Executor(Protocol):
     """Runs jobs side by side, on this machine or elsewhere."""
 
@@ -45,7 +49,10 @@ class Executor(Protocol):
         ...
 
     def start(self, job: Job) -> None:
-        """Start a job; never called with more than `slots` running."""
+        """Start a job; never called with more than `slots` running.
+
+        Raises Busy where another process is at it: one that a study which was killed has left behind.
+        """
         ...
 
     def wait(self, timeout: float) -> Ended | None:

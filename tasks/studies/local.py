@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from argprune.tasks.studies.executor import Ended, Job, last_line
+from argprune.tasks.studies.executor import Busy, Ended, Job, last_line
 
 _POLL_SECONDS = 0.05
 
@@ -55,8 +55,7 @@ class LocalExecutor:
     def start(self, job: Job) -> None:
         """Start a job in a session of its own: Ctrl-C reaches this process only, which then ends the jobs.
 
-        Raises ValueError where the job's log is locked, which is to say that the same run is going on
-        already.
+        Raises Busy where the job's log is locked.
         """
         command = [*self._command, *job.arguments]
         # Unbuffered, or the last line of the log need not be the last one printed.
@@ -69,7 +68,7 @@ class LocalExecutor:
                 # The lock is that of the open file, which the job inherits: it lasts as long as the job does.
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise ValueError(
+                raise Busy(
                     f"{job.name} is running already: another process holds {job.log}. Wait for it, or end it."
                 ) from error
             log.write(f"$ {shlex.join(command)}\n".encode())

@@ -186,7 +186,7 @@ def test_load_study(tmp_path: Path, checked: list[dict[str, Any]]) -> None:
         ("grid: \x00", "not valid YAML"),
         ("output: x\noutput: y\n", "line 2: the key 'output' stands twice"),
         ("grids: {}\n", "unknown key 'grids'. Did you mean 'grid'?"),
-        ("zzz: {}\n", "unknown key 'zzz'. Known: output, base, reference, grid."),
+        ("zzz: {}\n", "unknown key 'zzz'. Known: output, base, reference, tune, grid."),
         ("grid: {seed: [1]}\n", "output: None; give the folder"),
         (GOOD, "grid: empty"),
         (GOOD + "grid: {}\n", "grid: empty"),
