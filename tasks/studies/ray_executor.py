@@ -65,9 +65,8 @@ class RayExecutor:
         ours = {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES)}
         # A fresh process each, as on one machine, and no second try: what was killed is for the study to resume.
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_calls": 1, "max_retries": 0}
-        self._task = self._ray.remote(**options)(carry_out).options(
-            runtime_env={"env_vars": {**ours, **threads, "PYTHONUNBUFFERED": "1"}}
-        )
+        environment = {"env_vars": {**ours, **threads, "PYTHONUNBUFFERED": "1"}}
+        self._task = self._ray.remote(**options, runtime_env=environment)(carry_out)
         self._running: dict[Any, Job] = {}
 
     @property

@@ -327,8 +327,13 @@ def test_a_run_is_never_started_beside_itself(driver: Any, fake: list[str]) -> N
     process.kill()
     process.wait()
     assert all(map(alive, pids))
+
+    def kill_all() -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
     said = io.StringIO()
-    ended = threading.Timer(1.5, lambda: [os.kill(pid, signal.SIGKILL) for pid in pids])
+    ended = threading.Timer(1.5, kill_all)
     ended.start()
     executor = LocalExecutor(2, command=fake)
     outcome = run_study(the_study, executor=executor, progress=progress_for(console=Console(file=said)))
