@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from argprune.tasks.runs import write_atomic
+from argprune.tasks.runs import RunDirectory, one_line, write_atomic
 from argprune.tasks.studies.executor import Busy, Ended, Executor, Job
 from argprune.tasks.studies.grid import Point, Study
 from argprune.tasks.studies.interrupts import Interrupts
@@ -60,8 +60,8 @@ def run_study(
     until the reference succeeds. The study is copied to OUTPUT/study.yaml.
 
     Raises ValueError where the output cannot be a folder or another study is being run in it, ImportError where it
-    is tuned without Optuna, KeyboardInterrupt on Ctrl-C and SystemExit on SIGTERM and SIGHUP, each after having
-    ended the runs that were going on; these resume next time.
+    is tuned without Optuna, RunError where the disk is full, KeyboardInterrupt on Ctrl-C and SystemExit on SIGTERM
+    and SIGHUP, each after having ended the runs that were going on; these resume next time.
     """
     try:
         study.output.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,8 @@ def run_study(
         ) from error
     except OSError as error:
         raise ValueError(f"output {study.output}: {error.strerror}. Choose another folder.") from error
-    with lock:
+    with lock, one_line(study.output, "the same command"):
+        RunDirectory(study.output).sweep()
         session = _Session(study, executor, progress or StudyProgress(), retry)
         write_atomic(study.output / "study.yaml", study.to_yaml())
         with Interrupts() as interrupts:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from argprune.tasks.runs import RunError
 from argprune.tasks.studies.search import Choice, Domain, Range, Tuning, combinations
 
 DATABASE = "tuning.db"
@@ -75,7 +76,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         """Opens or makes the database. Raises ValueError where the file is none, ImportError without Optuna."""
-        self._optuna = load_optuna()
+        self._optuna, self._path = load_optuna(), path
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
@@ -94,7 +95,19 @@ class Database:
         return [{option: _decoded(domain, t.params[option]) for option, domain in space.items()} for t in trials]
 
     def write(self, name: str, space: Mapping[str, Domain], trials: Sequence[Scored]) -> None:
-        """Make the database hold these trials: the new ones are added, and all replaced where old ones differ."""
+        """Make the database hold these trials: the new ones are added, and all replaced where old ones differ.
+
+        Raises RunError where it cannot be written.
+        """
+        try:
+            self._replace(name, space, trials)
+        except self._optuna.exceptions.StorageInternalError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise RunError(
+                f"{self._path}: {reason}. Put that right; nothing is lost, the same command goes on."
+            ) from error
+
+    def _replace(self, name: str, space: Mapping[str, Domain], trials: Sequence[Scored]) -> None:
         wanted = [_frozen(self._optuna, space, trial) for trial in trials]
         known = name in self._optuna.get_all_study_names(self._storage)
         study = self._optuna.create_study(
