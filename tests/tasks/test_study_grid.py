@@ -236,10 +236,14 @@ def test_unreadable_study_files(tmp_path: Path) -> None:
 
 
 def test_the_how_to_is_true(tmp_path: Path) -> None:
-    """The example is a study that `argprune prune` accepts, and has the points that the page says."""
+    """The examples are studies that `argprune prune` accepts, and the first has the points that the page says."""
     page = (ROOT / "docs" / "how-to" / "studies.md").read_text()
-    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    example, tuned = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "example.yaml").write_text(example)
     points = load_study(tmp_path / "example.yaml").points
     references = sum(point.method == "dense" for point in points)
     assert f"{len(points) - references} runs and {references} dense references" in page
+    (tmp_path / "tuned.yaml").write_text(tuned)
+    tune = load_study(tmp_path / "tuned.yaml").tune
+    assert tune is not None
+    assert tune.space_of("rpp").keys() == {"learning_rate", "method.eps_rw"}

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from argprune.cli import main
 from argprune.tasks.studies import Ended, Job, collect, load_study, run_study
+from argprune.tasks.studies.ray_executor import RayExecutor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,3 +81,15 @@ def test_killed_five_times_a_study_ends_as_if_it_were_not(work: Path) -> None:
 @pytest.mark.timeout(600)
 def test_ray_measures_the_same(work: Path) -> None:
     assert compare(work, "--only-ray")[-1] == "ray: all 10 runs equal"
+
+
+@pytest.mark.parametrize("bad", [{"jobs": 0}, {"cpus": 0}, {"cpus": 1.5}, {"gpus": -1}, {"gpus": 1.5}])
+def test_the_ray_executor_refuses(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"RayExecutor: {next(iter(bad))}"):
+        RayExecutor(**bad)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"backend ray needs Ray: pip install 'argprune\[ray\]'"):
+        RayExecutor()
