@@ -57,9 +57,12 @@ bench: $(VENV)/.dev-stamp ## every script of benchmarks/, one after the other
 		echo "== $$script"; $(VENV)/bin/python "$$script" || exit 1; \
 	done
 
-docs: $(VENV)/.dev-stamp ## doctests, and the relative links of README.md and docs/
+docs: $(VENV)/.dev-stamp ## doctests, links, tables against their files, the site (build/docs), the tutorial as written
 	$(RUN) pytest --doctest-modules --pyargs argprune
 	$(VENV)/bin/python scripts/check_docs.py
+	$(VENV)/bin/python docs/results/summarise.py --check
+	$(RUN) sphinx -W --keep-going -q -b html docs build/docs
+	$(VENV)/bin/python scripts/run_tutorial.py docs/tutorial.md
 
 clean: ## remove .venv, caches and build outputs; runs/ is kept
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from argprune.models.export import (
     shrink,
 )
 from argprune.models.factorised import is_low_rank, load_low_rank, merge_factors
+from argprune.tasks.model_card import CARD, model_card
 from argprune.tasks.runs import MODEL, RunDirectory, RunError, write_json
 
 FORMATS = ("dense", "structured", "sparse", "onnx")
@@ -52,14 +54,15 @@ class Export:
     """What to export, and how: the options of the command line.
 
     run: a finished run directory. format: one of `FORMATS`. output: the folder to make. batch, length: texts and tokens
-    of the inputs that formats are chosen, compared and timed on. regular: structured only; shapes that plain
-    `from_pretrained` loads, even where a layer could lose more. overwrite: replace an earlier export in `output`.
+    of the inputs that are timed; formats are chosen and logits compared at the first batch. regular: structured only;
+    shapes that plain `from_pretrained` loads, even where a layer could lose more. overwrite: replace an earlier export
+    in `output`.
     """
 
     run: Path
     format: str
     output: Path
-    batch: int = 1
+    batch: tuple[int, ...] = (1, 8)
     length: int = 128
     threads: int = 2
     repetitions: int = 9
@@ -70,9 +73,11 @@ class Export:
         """Raise ValueError in one line unless this can be done, as far as can be told without loading the model."""
         if self.format not in FORMATS:
             raise ValueError(f"Unknown format {self.format!r}. Known: {', '.join(FORMATS)}.")
-        for name in ("batch", "length", "threads", "repetitions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}; give at least 1.")
+        counts = [("batch", batch) for batch in self.batch]
+        counts += [(name, getattr(self, name)) for name in ("length", "threads", "repetitions")]
+        for name, count in counts:
+            if count < 1:
+                raise ValueError(f"--{name} {count}; give at least 1.")
         if self.regular and self.format != "structured":
             raise ValueError(f"--regular is of --format structured, not of {self.format}.")
         if not RunDirectory(self.run).finished:
@@ -96,7 +101,6 @@ def export_command(export: Export, *, quiet: bool = False) -> int:
         raise ValueError(f"{export.run} is a low-rank run, without zeros; give --format dense, structured or onnx.")
     model = load_low_rank(folder) if low_rank else load_shrunk(folder)
     tokenizer = load_tokenizer(str(folder))
-    inputs = example_inputs(model, export.batch, export.length)
     temporary = export.output.with_name(f".{export.output.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     threads = torch.get_num_threads()
@@ -107,10 +111,11 @@ def export_command(export: Export, *, quiet: bool = False) -> int:
             merge_factors(model)
         tokenizer.save_pretrained(temporary)
         predict = _load(export, temporary)
-        facts |= _compare(export, model, predict, inputs)
+        facts |= _compare(export, model, predict)
         facts["reference"] = "dense" if low_rank else "masked"
         facts["bytes"] = {"masked": _bytes(model) if low_rank else _size(folder), "exported": _size(temporary)}
         write_json(temporary / EXPORT, facts)
+        (temporary / CARD).write_text(model_card(RunDirectory(export.run), facts), encoding="utf-8")
         if export.output.is_dir():
             shutil.rmtree(export.output)
         os.replace(temporary, export.output)
@@ -138,7 +143,7 @@ def _write_structured(export: Export, model: PreTrainedModel, folder: Path) -> d
 
 
 def _write_sparse(export: Export, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
-    choices = choose_formats(model, batch=export.batch, length=export.length, threads=export.threads)
+    choices = choose_formats(model, batch=export.batch[0], length=export.length, threads=export.threads)
     save_sparse(model, folder, choices)
     layers = [choice.to_dict() for choice in choices]
     return {**_facts(export, "argprune.models.load_sparse(folder)"), "layers": layers}
@@ -188,8 +193,6 @@ def _facts(export: Export, load: str) -> dict[str, Any]:
     return {
         "format": export.format,
         "run": str(export.run),
-        "batch": export.batch,
-        "length": export.length,
         "threads": export.threads,
         "load": load,
         "versions": {"argprune": __version__, "torch": torch.__version__},
@@ -206,19 +209,25 @@ def _load(export: Export, folder: Path) -> Predict:
     return lambda inputs: read_logits(model, inputs)
 
 
-def _compare(export: Export, model: PreTrainedModel, predict: Predict, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    wanted = read_logits(model, inputs)
-    error = largest_difference(predict(inputs), wanted)
+def _compare(export: Export, model: PreTrainedModel, predict: Predict) -> dict[str, Any]:
+    inputs = [example_inputs(model, batch, export.length) for batch in export.batch]
+    wanted = read_logits(model, inputs[0])
+    error = largest_difference(predict(inputs[0]), wanted)
     scale = max(1.0, *(float(value.abs().max()) for value in wanted.values()))
     if not error <= _TOLERANCE * scale:
         raise RunError(
             f"The {export.format} export's logits differ from the run's model's by {error:.1e}, more than "
             f"{_TOLERANCE * scale:.1e}; nothing was written. Please report the model."
         )
-    times = interleaved_seconds(
-        {"masked": lambda: read_logits(model, inputs), "exported": lambda: predict(inputs)}, export.repetitions
-    )
-    return {"largest_difference": error, "milliseconds": median_milliseconds(times)}
+    latency = []
+    for batch, each in zip(export.batch, inputs, strict=True):
+        calls: dict[str, Callable[[], object]] = {
+            "masked": partial(read_logits, model, each),
+            "exported": partial(predict, each),
+        }
+        times = median_milliseconds(interleaved_seconds(calls, export.repetitions))
+        latency.append({"batch": batch, "length": export.length, **times})
+    return {"largest_difference": error, "latency": latency}
 
 
 def _size(folder: Path) -> int:
@@ -231,13 +240,16 @@ def _bytes(model: PreTrainedModel) -> int:
 
 
 def _summary(export: Export, facts: Mapping[str, Any]) -> str:
-    size, times, reference = facts["bytes"], facts["milliseconds"], facts["reference"]
+    size, reference = facts["bytes"], facts["reference"]
     lines = [
         f"{export.format}: {size['masked'] / 1e6:.1f} MB {reference}, {size['exported'] / 1e6:.1f} MB exported "
         f"({size['masked'] / size['exported']:.2f}x smaller)",
-        f"latency at batch {export.batch}, length {export.length}, {export.threads} threads: "
-        f"{times['masked']:.1f} ms {reference}, {times['exported']:.1f} ms exported "
-        f"({times['masked'] / times['exported']:.2f}x faster)",
+        *(
+            f"latency at batch {row['batch']}, length {row['length']}, {export.threads} threads: "
+            f"{row['masked']:.1f} ms {reference}, {row['exported']:.1f} ms exported "
+            f"({row['masked'] / row['exported']:.2f}x faster)"
+            for row in facts["latency"]
+        ),
         f"logits: largest difference {facts['largest_difference']:.1e}",
     ]
     for kind, layers in facts.get("units", {}).items():

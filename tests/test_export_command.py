@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import BertForSequenceClassification
 
 from argprune.cli import main
@@ -43,7 +45,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def export(run: Path, kind: str, output: Path, *more: str) -> int:
-    sizes = ["--batch", "2", "--length", "8", "--threads", "1"]
+    sizes = ["--batch", "2", "3", "--length", "8", "--threads", "1"]
     return main(["export", str(run), "--format", kind, "--output", str(output), *sizes, *more])
 
 
@@ -79,6 +81,33 @@ def test_low_rank_runs_are_compared_with_what_they_multiply_out_to(
         assert facts["bytes"]["exported"] < facts["bytes"]["masked"]
 
 
+def test_the_model_card_says_what_the_run_says(low_rank: Path, tmp_path: Path) -> None:
+    assert export(low_rank, "structured", tmp_path / "exported", "-q") == 0
+    card = ModelCard.load(tmp_path / "exported" / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    assert {"argprune", "pruning", "svd"} <= set(card.data.tags)
+    metrics = json.loads((low_rank / "metrics.json").read_text())
+    assert {r.dataset_split: r.metric_value for r in card.data.eval_results} == {
+        split: values["accuracy"] for split, values in metrics["pruned"].items()
+    }
+    assert "certificate **holds**" in card.text
+    assert "| 3 | 8 | " in card.text
+    assert str(low_rank) not in card.content
+    assert str(tmp_path) not in card.content
+    assert metrics["model"] not in card.content, "a folder of this machine"
+    [code] = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    names: dict[str, Any] = {"folder": tmp_path / "exported"}
+    exec(code, names)
+    dense = BertForSequenceClassification.from_pretrained(low_rank / "dense" / "model")
+    assert names["model"].num_parameters() < dense.num_parameters()
+    assert names["tokenizer"].vocab_size == 64
+
+
+def test_the_model_card_tells_of_a_certificate_that_does_not_hold(finished: Path, tmp_path: Path) -> None:
+    assert export(finished, "dense", tmp_path / "exported", "-q") == 0
+    assert "certificate **DOES NOT HOLD**" in (tmp_path / "exported" / "README.md").read_text()
+
+
 def test_low_rank_runs_have_no_zeros_to_skip(
     low_rank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,7 +128,8 @@ def test_every_format_gives_the_masked_models_logits(
     facts = json.loads((output / "export.json").read_text())
     assert facts["format"] == kind
     assert facts["largest_difference"] <= 1e-5
-    assert set(facts["milliseconds"]) == {"masked", "exported"}
+    assert [(row["batch"], row["length"]) for row in facts["latency"]] == [(2, 8), (3, 8)]
+    assert all(row["masked"] > 0 and row["exported"] > 0 for row in facts["latency"])
     assert facts["load"] in printed
     assert "logits: largest difference" in printed
     assert "latency at batch 2, length 8, 1 threads" in printed

@@ -1,10 +1,15 @@
 """Print the tables of docs/results/README.md from the files beside it.
 
-.venv/bin/python docs/results/summarise.py
+.venv/bin/python docs/results/summarise.py [--check]
+
+--check: print nothing, but those tables that README.md does not have; exit status 1 if there is any.
 """
 
+import contextlib
 import csv
+import io
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -151,5 +156,17 @@ def spread(values: list[float], sign: str = "") -> str:
     return f"{mean(values):{sign}.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
+def check() -> int:
+    """Print the tables that README.md does not have as they are; 1 if there is any."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main()
+    page = (HERE / "README.md").read_text(encoding="utf-8")
+    stale = [table for table in printed.getvalue().strip().split("\n\n") if table not in page]
+    for table in stale:
+        print(f"docs/results/README.md has not this table of its files:\n{table}\n", file=sys.stderr)
+    return int(bool(stale))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(check() if "--check" in sys.argv[1:] else main())

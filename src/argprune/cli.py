@@ -318,7 +318,9 @@ def _export(arguments: list[str]) -> int:
         "in the format measured fastest; onnx: the structured model for onnxruntime",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--batch", metavar="N", type=int, default=1, help="texts of the timed inputs (default: 1)")
+    parser.add_argument(
+        "--batch", metavar="N", type=int, nargs="+", default=[1, 8], help="texts of the timed inputs (default: 1 8)"
+    )
     parser.add_argument("--length", metavar="L", type=int, default=128, help="tokens of each (default: 128)")
     parser.add_argument("--threads", metavar="N", type=int, default=2, help="threads while timing (default: 2)")
     parser.add_argument(
@@ -333,7 +335,7 @@ def _export(arguments: list[str]) -> int:
 
     from argprune.tasks.export_command import Export, export_command
 
-    return export_command(Export(**options), quiet=quiet)
+    return export_command(Export(**{**options, "batch": tuple(options["batch"])}), quiet=quiet)
 
 
 def _analyse(arguments: list[str]) -> int:
