@@ -174,9 +174,9 @@ def one_line(path: Path, again: str = "--resume") -> Iterator[None]:
 
 def _disk_problem(error: BaseException) -> str | None:
     """What is wrong with the disk or with a file on it, if that is what an error says."""
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
     text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return (error.strerror or text) + (f" ({error.filename})" if error.filename else "")
     # torch says neither which file nor why.
     if "PytorchStreamWriter" in text or "unexpected pos" in text:
         return "a checkpoint cannot be written: the disk is full, or fails"
