@@ -17,8 +17,8 @@ from statistics import fmean
 from typing import Any
 
 from argprune.tasks.one_shot import layer_kind
-from argprune.tasks.study_grid import load_study
-from argprune.tasks.study_runs import StudyRun
+from argprune.tasks.studies.grid import load_study
+from argprune.tasks.studies.records import StudyRun
 
 HERE = Path(__file__).parent
 STUDIES = (HERE / "one-shot.yaml", HERE / "one-shot-lm.yaml")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
@@ -46,6 +47,7 @@ from argprune.tasks.runs import (
     MODEL,
     RunDirectory,
     held,
+    one_line,
     write_json,
     write_yaml,
 )
@@ -125,8 +127,12 @@ def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet
     replace_reference = problem is not None and overwrite and planned.dense is None
     if problem and not replace_reference:
         raise ValueError(problem)
-    with held(run.lock(), output, wait=False):
+    with one_line(output), held(_lock(run), output, wait=False):
         run.check(options, resume=resume, overwrite=overwrite)
+        if run.finished and not overwrite:
+            # Another process was at it while this one got ready.
+            return Run(output, run.metrics())
+        run.sweep()
         if overwrite or not (output / CONFIG).is_file():
             run.clear()
             write_yaml(output / CONFIG, options)
@@ -141,11 +147,21 @@ def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet
     return Run(output, metrics)
 
 
+def _lock(run: RunDirectory) -> FileLock:
+    """A run's lock, not yet taken. Raises ValueError where its folder cannot be written to, before any work."""
+    try:
+        lock = run.lock()
+        (run.path / ".lock").touch()
+    except OSError as error:
+        raise ValueError(f"Output {run.path}: {error.strerror}; give a folder that can be written to.") from error
+    return lock
+
+
 def _disagreement(planned: Plan, reference: Path) -> str | None:
     """Why a folder cannot be the dense reference of a plan; None where it can."""
     run = RunDirectory(reference)
     if not (reference / CONFIG).is_file():
-        if reference.is_dir() and set(os.listdir(reference)) - {".lock"}:
+        if not run.empty:
             return f"Dense reference {reference} is a folder, but no run; give a dense run, or a new folder."
         return None
     saved, wanted = run.config(), planned.to_options()
@@ -162,9 +178,10 @@ def _disagreement(planned: Plan, reference: Path) -> str | None:
 def _run_reference(planned: Plan, reference: Path, *, quiet: bool) -> Mapping[str, Any]:
     run = RunDirectory(reference)
     # Several runs may share a reference: the first trains it, the others wait for it.
-    with held(run.lock(), reference, wait=True):
+    with held(_lock(run), reference, wait=True):
         if run.finished:
             return run.metrics()
+        run.sweep()
         options = (
             run.config()
             if (reference / CONFIG).is_file()
@@ -303,6 +320,7 @@ class _Job:
             "model": settings.model,
             "seed": settings.seed,
             "metric": self.task.metric,
+            "larger_is_better": self.task.larger_is_better,
             "steps": steps,
             "dense": scores if isinstance(method, Dense) else dense and dense["pruned"],
             "pruned": scores,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 CONFIG, METRICS, LOG, MASKS, MODEL, CERTIFICATE = (
     "config.yaml",
@@ -22,6 +26,8 @@ CONFIG, METRICS, LOG, MASKS, MODEL, CERTIFICATE = (
     "certificate.json",
 )
 CHECKPOINT_DONE = "argprune.json"
+# What `write_atomic` writes into.
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 class RunError(RuntimeError):
@@ -38,6 +44,13 @@ class RunDirectory:
     def finished(self) -> bool:
         """Whether the run has ended: its metrics are written last."""
         return (self.path / METRICS).is_file()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has begun here: no folder, or one with a lock and what a kill left half-written."""
+        if not self.path.is_dir():
+            return True
+        return all(name == ".lock" or _TEMPORARY.fullmatch(name) for name in os.listdir(self.path))
 
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json."""
@@ -56,7 +69,7 @@ class RunDirectory:
         """Raise ValueError unless a run of this configuration may use the folder. Changes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"Output {self.path} is a file; give a folder.")
-        if not self.path.is_dir() or not set(os.listdir(self.path)) - {".lock"}:
+        if self.empty:
             return
         if not (self.path / CONFIG).is_file():
             raise ValueError(f"Output {self.path} exists and is not a run (no {CONFIG}); give a new folder.")
@@ -78,10 +91,18 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove what a run has put here; the reference run inside stays, other files too."""
-        for name in (METRICS, CERTIFICATE, CONFIG, LOG, MASKS):
+        (self.path / METRICS).unlink(missing_ok=True)
+        self.remove_checkpoints()
+        shutil.rmtree(self.path / MODEL, ignore_errors=True)
+        # The configuration last: without it the folder is no run, and could not be cleared a second time.
+        for name in (CERTIFICATE, LOG, MASKS, CONFIG):
             (self.path / name).unlink(missing_ok=True)
-        for folder in (self.path / MODEL, *self.path.glob("checkpoint-*")):
-            shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what a kill left half-written. Only under the lock: another process may be writing."""
+        for name in os.listdir(self.path):
+            if _TEMPORARY.fullmatch(name):
+                (self.path / name).unlink()
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; removes what a kill left half-written."""
@@ -96,6 +117,8 @@ class RunDirectory:
     def remove_checkpoints(self) -> None:
         """Remove all checkpoints."""
         for folder in self.path.glob("checkpoint-*"):
+            # First what says that it is complete: a kill must not leave one that says so and is not.
+            (folder / CHECKPOINT_DONE).unlink(missing_ok=True)
             shutil.rmtree(folder)
 
     def append_log(self, line: Mapping[str, Any]) -> None:
@@ -110,7 +133,11 @@ class RunDirectory:
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
-            if not line.endswith("}") or json.loads(line)["step"] > step:
+            try:
+                if json.loads(line)["step"] > step:
+                    break
+            except ValueError:
+                # A kill, or a full disk, has cut it off.
                 break
             kept.append(line + "\n")
         write_atomic(path, "".join(kept))
@@ -125,14 +152,52 @@ def held(lock: FileLock, path: Path, *, wait: bool) -> FileLock:
     return lock
 
 
+@contextlib.contextmanager
+def one_line(path: Path, again: str = "--resume") -> Iterator[None]:
+    """Turn what a full disk and a broken checkpoint raise, each library in its way, into a RunError.
+
+    path: where it happens; again: what goes on afterwards.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise RunError(
+            f"{path}: a checkpoint holds something else than tensors, and was not loaded: it may be code. "
+            "Remove the checkpoint to go on from the one before, or --overwrite."
+        ) from error
+    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
+        reason = _disk_problem(error)
+        if reason is None:
+            raise
+        raise RunError(f"{path}: {reason}. Put that right; nothing is lost, {again} goes on.") from error
+
+
+def _disk_problem(error: BaseException) -> str | None:
+    """What is wrong with the disk or with a file on it, if that is what an error says."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return (error.strerror or text) + (f" ({error.filename})" if error.filename else "")
+    # torch says neither which file nor why.
+    if "PytorchStreamWriter" in text or "unexpected pos" in text:
+        return "a checkpoint cannot be written: the disk is full, or fails"
+    if "PytorchStreamReader" in text or isinstance(error, EOFError):
+        return "a checkpoint is cut off or broken; remove it to go on from the one before"
+    return text if isinstance(error, SafetensorError) else None
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part, whatever dies when."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

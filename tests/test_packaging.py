@@ -23,7 +23,7 @@ FORBIDDEN = {
     "models": ("argprune.tasks", "datasets"),
     "tasks": (),
 }
-OPTIONAL = ("cvxpy", "ortools", "matplotlib", "highspy")
+OPTIONAL = ("cvxpy", "ortools", "matplotlib", "highspy", "optuna", "ray")
 
 
 def sources(room: str) -> list[Path]:

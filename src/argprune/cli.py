@@ -277,14 +277,28 @@ def _study(arguments: list[str]) -> int:
         exit_on_error=False,
     )
     parser.add_argument("study", metavar="STUDY.yaml", help="grid of options; see docs/how-to/studies.md")
-    parser.add_argument("--backend", choices=("local",), default="local", help="where the runs are carried out")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument(
+        "--backend",
+        choices=("local", "ray"),
+        default="local",
+        help="where: processes of this machine, or a Ray cluster",
+    )
+    parser.add_argument("--jobs", metavar="N", type=int, help="runs side by side (default: 1; ray: what fits)")
+    parser.add_argument(
+        "--cpus", metavar="N", type=int, help="threads of each run (default: the machine's cores shared out; ray: 1)"
+    )
+    parser.add_argument("--gpus", metavar="N", type=float, help="ray: GPUs of each run; 0.5: two share one")
+    parser.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="ray: of a running cluster; auto: on this machine (default: RAY_ADDRESS, or else a cluster of its own)",
+    )
     parser.add_argument("--collect", metavar="FILE.csv", help="write one row a run")
     parser.add_argument("--retry", action="store_true", help="run failed points again")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no table")
     parsed = parser.parse_args(arguments)
 
-    from argprune.tasks.study_command import study_command
+    from argprune.tasks.studies.command import study_command
 
     return study_command(parsed)
 

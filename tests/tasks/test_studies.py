@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -27,7 +28,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-from argprune.tasks import study_command, study_progress
 from argprune.tasks.studies import (
     Ended,
     Job,
@@ -37,7 +37,10 @@ from argprune.tasks.studies import (
     progress_for,
     run_study,
 )
-from argprune.tasks.study_progress import Lines, Live, StudyProgress, duration
+from argprune.tasks.studies import command as study_command
+from argprune.tasks.studies import progress as study_progress
+from argprune.tasks.studies.executor import Busy
+from argprune.tasks.studies.progress import Lines, Live, Steps, StudyProgress, duration, read_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {"model": "minilm", "task": "stdlib-docs", "method": "magnitude", "sparsity": 0.5}
@@ -318,18 +321,37 @@ def test_stopped_studies_resume(driver: Any, fake: list[str], number: int, statu
 
 def test_a_run_is_never_started_beside_itself(driver: Any, fake: list[str]) -> None:
     process, the_study, pids = driver
-    with pytest.raises(ValueError, match=r"is running already: another process holds .*\.log"):
+    with pytest.raises(ValueError, match=r"a study is being run in it by another process"):
         run(the_study, fake)
-    # Killed without a word, the study leaves its runs behind: they go on, and are still not started twice.
+    # Killed without a word, the study leaves its runs behind: they go on, are not started twice, but waited for.
     process.kill()
     process.wait()
     assert all(map(alive, pids))
-    with pytest.raises(ValueError, match="is running already"):
-        run(the_study, fake)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not any(map(alive, pids)))
-    assert run(the_study, fake).ok
+
+    def kill_all() -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    said = io.StringIO()
+    ended = threading.Timer(1.5, kill_all)
+    ended.start()
+    executor = LocalExecutor(2, command=fake)
+    outcome = run_study(the_study, executor=executor, progress=progress_for(console=Console(file=said)))
+    assert not ended.is_alive()
+    assert outcome.ok
+    assert said.getvalue().count("which another process runs") == 2
+    assert all(metrics(the_study, name)["method_report"]["resumed"] for name in outcome.finished[1:])
+
+
+def test_what_another_process_finishes_is_finished(tmp_path: Path) -> None:
+    class Elsewhere(Instant):
+        def start(self, job: Job) -> None:
+            folder = Path(job.arguments[4])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.json").write_text("{}")
+            raise Busy(job.name)
+
+    assert run_study(study(tmp_path, {"method": "dense"}), executor=Elsewhere()).ok
 
 
 def test_output_must_be_a_folder(tmp_path: Path) -> None:
@@ -339,7 +361,7 @@ def test_output_must_be_a_folder(tmp_path: Path) -> None:
 
 
 def test_threads_share_out_the_cores(tmp_path: Path, fake: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("argprune.tasks.study_executor._cores", lambda: 5)
+    monkeypatch.setattr("argprune.tasks.studies.local._cores", lambda: 5)
     for position, (executor, threads) in enumerate(
         [
             (LocalExecutor(command=fake), 5),
@@ -467,7 +489,16 @@ def command(tmp_path: Path, fake: list[str], monkeypatch: pytest.MonkeyPatch) ->
     def call(grid: dict[str, Any], **arguments: Any) -> int:
         path = tmp_path / "study.yaml"
         path.write_text(study(tmp_path, grid).to_yaml())
-        defaults: dict[str, Any] = {"jobs": 1, "collect": None, "retry": False, "quiet": True}
+        defaults: dict[str, Any] = {
+            "backend": "local",
+            "jobs": None,
+            "cpus": None,
+            "gpus": None,
+            "ray_address": None,
+            "collect": None,
+            "retry": False,
+            "quiet": True,
+        }
         return study_command.study_command(Namespace(study=path, **{**defaults, **arguments}))
 
     return call
@@ -490,6 +521,8 @@ def test_command(tmp_path: Path, command: Callable[..., int], capsys: pytest.Cap
     assert re.search("1 left; magnitude-.* was killed. The same command resumes it.", capsys.readouterr().err)
     with pytest.raises(ValueError, match="jobs 0"):
         command({"seed": 0}, jobs=0)
+    with pytest.raises(ValueError, match="--gpus is for --backend ray"):
+        command({"seed": 0}, gpus=1.0)
 
 
 def test_command_interrupted(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,18 +584,47 @@ def test_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_progress.time, "monotonic", lambda: now)
     progress = StudyProgress()
     progress.begin("study", {"finished": 9, "failed": 0, "left": 6}, slots=2)
-    progress.start("a")
-    progress.start("b")
+    progress.start("a", Path("a"))
+    progress.start("b", Path("b"))
     assert progress.time_left() is None
     now = 100.0
     progress.end("a", "finished")
     progress.end("b", "failed")
     assert progress.time_left() == 4 * 100 / 2
-    progress.start("c")
+    progress.start("c", Path("c"))
     now = 130.0
     assert progress.time_left() == (3 * 100 + 70) / 2
     now = 300.0
     assert progress.time_left() == 3 * 100 / 2, "one that takes longer than the others is about to end"
+
+
+def test_time_left_by_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(study_progress.time, "monotonic", lambda: now)
+    run = tmp_path / "a"
+    run.mkdir()
+    log = run / "log.jsonl"
+    progress = Live(Console(file=io.StringIO()))
+    progress.counts = {"finished": 0, "failed": 0, "left": 3}
+    progress.start("a", run)
+    assert progress.time_left() is None
+    log.write_text('{"step": 20, "epoch": 0.5}\n{"step": 30, "epo')
+    assert read_steps(run) is None, "without its configuration"
+    (run / "config.yaml").write_text("max_steps: null\nepochs: 3\n")
+    assert read_steps(run) == Steps(20, 120)
+    assert progress.time_left() is None
+    now = 10.0
+    log.write_text('{"step": 20, "epoch": 0.5}\n{"step": 40, "epoch": 1.0}\n')
+    assert progress.run_left("a") == 10 / 20 * 80
+    # Two more wait, each of which will take what this one takes in all.
+    assert progress.time_left() == 40 + 2 * (10 + 40)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(progress.table())
+    assert re.search(r"a .* step 40/120 +10 s +40 s left", console.file.getvalue())  # type: ignore[attr-defined]
+    (run / "config.yaml").write_text("max_steps: 50\nepochs: 3\n")
+    assert read_steps(run) == Steps(40, 50)
+    log.write_text("garbage\n")
+    assert read_steps(run) is None
 
 
 @pytest.mark.parametrize(

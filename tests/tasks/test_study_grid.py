@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from argprune.tasks.settings import SHARED
 from argprune.tasks.studies import Point, Study, load_study
-from argprune.tasks.study_grid import flatten
+from argprune.tasks.studies.grid import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {"model": "minilm", "task": "stdlib-docs", "method": "magnitude", "sparsity": 0.5}
@@ -186,7 +186,7 @@ def test_load_study(tmp_path: Path, checked: list[dict[str, Any]]) -> None:
         ("grid: \x00", "not valid YAML"),
         ("output: x\noutput: y\n", "line 2: the key 'output' stands twice"),
         ("grids: {}\n", "unknown key 'grids'. Did you mean 'grid'?"),
-        ("zzz: {}\n", "unknown key 'zzz'. Known: output, base, reference, grid."),
+        ("zzz: {}\n", "unknown key 'zzz'. Known: output, base, reference, tune, grid."),
         ("grid: {seed: [1]}\n", "output: None; give the folder"),
         (GOOD, "grid: empty"),
         (GOOD + "grid: {}\n", "grid: empty"),
@@ -236,10 +236,14 @@ def test_unreadable_study_files(tmp_path: Path) -> None:
 
 
 def test_the_how_to_is_true(tmp_path: Path) -> None:
-    """The example is a study that `argprune prune` accepts, and has the points that the page says."""
+    """The examples are studies that `argprune prune` accepts, and the first has the points that the page says."""
     page = (ROOT / "docs" / "how-to" / "studies.md").read_text()
-    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    example, tuned = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "example.yaml").write_text(example)
     points = load_study(tmp_path / "example.yaml").points
     references = sum(point.method == "dense" for point in points)
     assert f"{len(points) - references} runs and {references} dense references" in page
+    (tmp_path / "tuned.yaml").write_text(tuned)
+    tune = load_study(tmp_path / "tuned.yaml").tune
+    assert tune is not None
+    assert tune.space_of("rpp").keys() == {"learning_rate", "method.eps_rw"}

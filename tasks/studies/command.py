@@ -8,16 +8,26 @@ from typing import Any
 
 from argprune.tasks.progress import print_summary
 from argprune.tasks.runs import RunDirectory
-from argprune.tasks.studies import LocalExecutor, Study, StudyOutcome, collect, load_study, progress_for, run_study
+from argprune.tasks.studies import (
+    Executor,
+    LocalExecutor,
+    Study,
+    StudyOutcome,
+    collect,
+    load_study,
+    progress_for,
+    run_study,
+)
+from argprune.tasks.studies.tuning import resolved_points
 
 
 def study_command(arguments: Namespace) -> int:
-    """Run the study of parsed arguments (study, jobs, collect, retry, quiet); the exit status.
+    """Run the study of parsed arguments (those of `argprune study`); the exit status.
 
     0 where every point finished, 1 where one failed or is left, 130 on Ctrl-C. Raises ValueError for bad usage.
     """
     study = load_study(arguments.study)
-    executor = LocalExecutor(arguments.jobs)
+    executor = _executor(arguments)
     try:
         outcome = run_study(
             study, executor=executor, retry=arguments.retry, progress=progress_for(quiet=arguments.quiet)
@@ -35,10 +45,22 @@ def study_command(arguments: Namespace) -> int:
     return 0 if outcome.ok else 1
 
 
+def _executor(arguments: Namespace) -> Executor:
+    if arguments.backend == "ray":
+        from argprune.tasks.studies.ray_executor import RayExecutor
+
+        cpus, gpus = 1 if arguments.cpus is None else arguments.cpus, arguments.gpus or 0.0
+        return RayExecutor(arguments.jobs, address=arguments.ray_address, cpus=cpus, gpus=gpus)
+    for option in ("gpus", "ray_address"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')} is for --backend ray; the runs here share what there is.")
+    return LocalExecutor(1 if arguments.jobs is None else arguments.jobs, threads=arguments.cpus)
+
+
 def _summarise(study: Study, outcome: StudyOutcome) -> None:
     """A table of the finished runs for each task and model."""
     tables: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for point in study.points:
+    for point in resolved_points(study):
         if point.name in outcome.finished:
             metrics = RunDirectory(study.output / point.name).metrics()
             tables.setdefault((metrics["task"], metrics["model"]), {})[point.name] = metrics

@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
+import yaml
 from rich import live
 from rich.console import Console, Group
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from argprune.tasks.study_runs import State
+from argprune.tasks.runs import CONFIG, LOG
+from argprune.tasks.studies.records import State
+
+_TAIL_BYTES = 1 << 13
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How far a training is: steps done, and in all (None: not known)."""
+
+    done: int
+    total: int | None
+
+
+def read_steps(folder: Path) -> Steps | None:
+    """How far a run's training is by its log.jsonl and config.yaml; None before the first line is written."""
+    try:
+        with (folder / LOG).open("rb") as file:
+            file.seek(max(0, (folder / LOG).stat().st_size - _TAIL_BYTES))
+            # The last line may be half-written, and the first be cut.
+            lines = file.read().decode("utf-8", errors="replace").split("\n")[:-1]
+        last = json.loads(lines[-1])
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        done, epoch = int(last["step"]), last.get("epoch")
+        total = config.get("max_steps") or (epoch and round(done / epoch * config["epochs"]))
+        return Steps(done, total or None)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, yaml.YAMLError):
+        return None
 
 
 class StudyProgress:
@@ -20,6 +52,9 @@ class StudyProgress:
         self._slots = 1
         self._title = ""
         self._started: dict[str, float] = {}
+        # Of each running point: its folder, and where its training stood when this session first looked.
+        self._folders: dict[str, Path] = {}
+        self._first: dict[str, tuple[int, float]] = {}
         self._seconds: list[float] = []
 
     def begin(self, title: str, counts: dict[State, int], slots: int) -> None:
@@ -27,14 +62,24 @@ class StudyProgress:
         self._title, self._slots = title, slots
         self.counts = dict(counts)
 
-    def start(self, name: str) -> None:
-        """Called when a point starts."""
+    def recount(self, counts: dict[State, int]) -> None:
+        """Called where more points have come to be known than `begin` was told of."""
+        self.counts = dict(counts)
+
+    def start(self, name: str, folder: Path) -> None:
+        """Called when a point starts, with its run directory."""
         self._started[name] = time.monotonic()
+        self._folders[name] = folder
+
+    def wait(self, name: str) -> None:
+        """Called when a point cannot start because another process is at it."""
 
     def end(self, name: str, state: State, error: str = "") -> None:
         """Called when a point ended, or failed without having been started; "left" if it was killed."""
         seconds = self.elapsed(name)
         self._started.pop(name, None)
+        self._folders.pop(name, None)
+        self._first.pop(name, None)
         self.counts["left"] -= 1
         self.counts[state] += 1
         # A failure says nothing about how long the others take.
@@ -56,13 +101,38 @@ class StudyProgress:
         took = f" after {duration(self.elapsed(name))}" if name in self._started else ""
         return f"{verb} {name}{took}" + (f": {error}" if error else "")
 
+    def steps(self, name: str) -> Steps | None:
+        """How far a running point's training is."""
+        folder = self._folders.get(name)
+        steps = None if folder is None else read_steps(folder)
+        if steps is not None:
+            self._first.setdefault(name, (steps.done, time.monotonic()))
+        return steps
+
+    def run_left(self, name: str) -> float | None:
+        """Seconds that a running point takes yet, by its own pace, or else by the mean of this session."""
+        steps = self.steps(name)
+        if steps is not None and steps.total is not None:
+            # From the first line on: what comes before is loading, and steps of an earlier session cost nothing.
+            done, since = self._first[name]
+            if steps.done > done:
+                return (time.monotonic() - since) / (steps.done - done) * max(0, steps.total - steps.done)
+        return max(0.0, self._mean() - self.elapsed(name)) if self._seconds else None
+
+    def _mean(self) -> float:
+        return sum(self._seconds) / len(self._seconds)
+
     def time_left(self) -> float | None:
-        """Seconds to the end if every point takes this session's mean; None before the first has finished."""
-        if not self._seconds:
+        """Seconds to the end if every point takes this session's mean; None before the first can be told."""
+        running = [left for name in list(self._started) if (left := self.run_left(name)) is not None]
+        if self._seconds:
+            mean = self._mean()
+        elif running and len(running) == len(self._started):
+            # None has finished yet: those that wait will take as long as those that run.
+            mean = sum(map(self.elapsed, self._started)) / len(running) + sum(running) / len(running)
+        else:
             return None
-        mean = sum(self._seconds) / len(self._seconds)
-        running = [max(0.0, mean - self.elapsed(name)) for name in self._started]
-        waiting = self.counts["left"] - len(running)
+        waiting = self.counts["left"] - len(self._started)
         return max([*running, (sum(running) + waiting * mean) / self._slots])
 
     def summary(self) -> str:
@@ -89,10 +159,14 @@ class Lines(StudyProgress):
         super().begin(title, counts, slots)
         _print(self._console, self.summary())
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, folder: Path) -> None:
         """Say what starts."""
-        super().start(name)
+        super().start(name, folder)
         _print(self._console, f"started {name}")
+
+    def wait(self, name: str) -> None:
+        """Say what another process is at."""
+        _print(self._console, f"waiting for {name}, which another process runs")
 
     def end(self, name: str, state: State, error: str = "") -> None:
         """Say how it ended, and what is left."""
@@ -121,16 +195,28 @@ class Live(StudyProgress):
         if state != "finished":
             _print(self._live.console, said)
 
+    def wait(self, name: str) -> None:
+        """Say what another process is at."""
+        _print(self._live.console, f"waiting for {name}, which another process runs")
+
     def close(self) -> None:
         """Draw the last state and leave it there."""
         super().close()
         self._live.stop()
 
     def table(self) -> Group:
-        """What runs, for how long, under a line of counts."""
+        """What runs, how far it is and for how long, under a line of counts."""
         table = Table.grid(padding=(0, 2))
         for name in list(self._started):
-            table.add_row("running", name, duration(self.elapsed(name)))
+            steps, left = self.steps(name), self.run_left(name)
+            done, total = (steps.done, steps.total) if steps else (0, None)
+            table.add_row(
+                name,
+                ProgressBar(total=total or 1, completed=done if total else 0, width=20),
+                (f"step {done}/{total}" if total else f"step {done}") if steps else "",
+                duration(self.elapsed(name)),
+                "" if left is None else f"{duration(left)} left",
+            )
         return Group(Text(self.summary(), style="bold"), table)
 
 

@@ -1,8 +1,4 @@
-"""Where the runs of a study take place: the protocol, and the one for this machine.
-
-An executor knows nothing of studies: it is given commands that are ready, says when one ended, and can stop
-them all. Which run waits for which is decided once, by `run_study`.
-"""
+"""The executor of this machine: a process a run."""
 
 from __future__ import annotations
 
@@ -12,60 +8,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Protocol
+
+from argprune.tasks.studies.executor import Busy, Ended, Job, last_line
 
 _POLL_SECONDS = 0.05
-_TAIL_BYTES = 1 << 16
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command that is ready to run: `argprune` with arguments; what it prints goes to the end of `log`."""
-
-    name: str
-    arguments: tuple[str, ...]
-    log: Path
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A job that ended. exit_status: negative where a signal ended it; message: the last line it printed."""
-
-    name: str
-    exit_status: int
-    message: str
-
-    @property
-    def killed(self) -> bool:
-        """Whether a signal ended it, directly or as a shell reports it (128 + signal): it may be resumed."""
-        return self.exit_status < 0 or self.exit_status > 128
-
-
-class Executor(Protocol):
-    """Runs jobs side by side, on this machine or elsewhere."""
-
-    @property
-    def slots(self) -> int:
-        """How many jobs it runs side by side, at least 1."""
-        ...
-
-    def start(self, job: Job) -> None:
-        """Start a job; never called with more than `slots` running."""
-        ...
-
-    def wait(self, timeout: float) -> Ended | None:
-        """The next job that ended, or None if none did within `timeout` seconds."""
-        ...
-
-    def stop(self) -> None:
-        """End everything that runs, if anything does, and return when it has ended; runs are resumable."""
-        ...
 
 
 class LocalExecutor:
@@ -107,8 +55,7 @@ class LocalExecutor:
     def start(self, job: Job) -> None:
         """Start a job in a session of its own: Ctrl-C reaches this process only, which then ends the jobs.
 
-        Raises ValueError where the job's log is locked, which is to say that the same run is going on
-        already.
+        Raises Busy where the job's log is locked.
         """
         command = [*self._command, *job.arguments]
         # Unbuffered, or the last line of the log need not be the last one printed.
@@ -121,7 +68,7 @@ class LocalExecutor:
                 # The lock is that of the open file, which the job inherits: it lasts as long as the job does.
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise ValueError(
+                raise Busy(
                     f"{job.name} is running already: another process holds {job.log}. Wait for it, or end it."
                 ) from error
             log.write(f"$ {shlex.join(command)}\n".encode())
@@ -161,53 +108,6 @@ class LocalExecutor:
                     _signal(process, signal.SIGKILL)
                     process.wait()
                 self._running.clear()
-
-
-class Interrupts:
-    """Holds back Ctrl-C, SIGTERM and SIGHUP while in use, until `check` finds it safe to obey.
-
-    A signal that raises in the middle of starting a run would leave a run that nobody knows of. Outside the
-    main thread, where Python delivers no signals, it does nothing; neither does it bring back a signal that
-    is ignored (nohup).
-    """
-
-    def __init__(self) -> None:
-        self._received: list[int] = []
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                # None is a handler that was not installed from Python and cannot be put back.
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._handlers[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        if kind is None:
-            self.check()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._received.append(number)
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if Ctrl-C came, SystemExit(128 + signal) if another of the signals did."""
-        if self._received:
-            number = self._received[0]
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that is not blank; empty where an attempt printed nothing."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return "" if last.startswith("$ ") else last
 
 
 def _cores() -> int:

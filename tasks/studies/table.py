@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from argprune.tasks.runs import write_atomic
-from argprune.tasks.study_grid import OWNED, Study, flatten, method_name
-from argprune.tasks.study_runs import StudyRun
+from argprune.tasks.studies.grid import OWNED, Study, flatten, method_name
+from argprune.tasks.studies.records import StudyRun
+from argprune.tasks.studies.tuning import resolved_points
 
 Row = dict[str, Any]
 
@@ -24,8 +25,9 @@ _NAMED = ("method", "method.name", "task", "model", "seed", "sparsity")
 def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
     """Write one row for every finished or failed run, and return the rows.
 
-    study: a study, or the folder of its runs (all that are there, those of earlier versions of the study
-    included). csv_path: replaced as a whole; rows by task, model, method, sparsity, seed and folder.
+    study: a study, of whose runs those for tuning alone are left out, or the folder of its runs (all that are
+    there, those of earlier versions of the study included). csv_path: replaced as a whole; rows by task, model,
+    method, sparsity, seed and folder.
 
     Columns: run (the folder's name), method, task, model, seed, sparsity_target, sparsity_encoder,
     sparsity_model, compression_encoder, compression_model, <split>_<metric> of the pruned model,
@@ -37,7 +39,7 @@ def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
     the table cannot be written.
     """
     if isinstance(study, Study):
-        options = {point.name: dict(point.options) for point in study.points}
+        options = {point.name: dict(point.options) for point in resolved_points(study)}
         runs = [StudyRun(study.output, name) for name in options]
     else:
         runs = _runs_below(Path(study))

@@ -22,11 +22,12 @@ from typing import Any
 import yaml
 
 from argprune.tasks.settings import SHARED
+from argprune.tasks.studies.search import Tuning, read_tuning, tuning_to_data
 
 DENSE = "dense"
 # What a study sets itself for every point; no part of a point's identity.
 OWNED = ("output", "dense", "config", "resume")
-_KEYS = ("output", "base", "reference", "grid")
+_KEYS = ("output", "base", "reference", "tune", "grid")
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ class Study:
 
     output: the folder, relative to the working directory. base: options of every point. reference: options
     that override base for the dense references. grid: one mapping or several; a list in it is an axis,
-    anything else is fixed, `method.<option>` is an option of the method; several mappings are united. text:
-    the YAML it came from. points: what it stands for, without duplicates, those that wait for no other first
-    (set by the constructor).
+    anything else is fixed, `method.<option>` is an option of the method; several mappings are united. tune: how
+    some options are chosen before (None: all are given); the points are then still without them. text: the YAML it
+    came from. points: what it stands for, without duplicates, those that wait for no other first (set by the
+    constructor).
 
     Raises ValueError, one line that names the key, for an empty grid or axis, keys that a study sets itself,
     values that are not plain data, and points without method or sparsity. The options' meaning is not checked
@@ -73,17 +75,73 @@ class Study:
     grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]
     base: Mapping[str, Any] = field(default_factory=dict)
     reference: Mapping[str, Any] = field(default_factory=dict)
+    tune: Tuning | None = None
     text: str = ""
     points: tuple[Point, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "points", tuple(_expand(self.base, self.reference, self.grid)))
+        object.__setattr__(self, "points", tuple(self._expand()))
+
+    def point(self, options: Mapping[str, Any], where: str = "tune") -> Point:
+        """The point of some options, with the dense reference that the study gives it."""
+        options = normalised(dict(options), where)
+        if method_name(options) == DENSE:
+            return Point(options)
+        shared = {key: options[key] for key in SHARED if key in options}
+        # A reference is what others learn from, and sees the texts as they are.
+        base = overlay({}, _checked(self.base, "base"), "base")
+        own = {key: value for key, value in base.items() if key not in ("distill", "augment")}
+        dense = overlay({**own, **shared}, _checked(self.reference, "reference"), "reference")
+        return Point(options, Point(normalised({**dense, "method": DENSE}, "reference")))
+
+    def _expand(self) -> Iterator[Point]:
+        """The points in the order in which they may start: those without a reference first, then the others."""
+        base = overlay({}, _checked(self.base, "base"), "base")
+        reference = _checked(self.reference, "reference")
+        for key in reference:
+            if key.partition(".")[0] in ("method", "sparsity", *SHARED):
+                raise ValueError(f"reference: {key!r} is that of the points (and a reference is dense). Remove it.")
+        self._check_tuned(reference, DENSE, "reference")
+        free: dict[str, Point] = {}
+        waiting: dict[str, Point] = {}
+        for where, cell in _cells(self.grid):
+            point = self.point(overlay(base, cell, where), where)
+            self._check_tuned(cell, point.method, where)
+            if point.reference is None:
+                free.setdefault(point.name, point)
+            else:
+                point = Point(point.options, free.setdefault(point.reference.name, point.reference))
+                waiting.setdefault(point.name, point)
+        if self.tune is not None:
+            _checked(self.tune.at, "tune: at")
+            for method, space in {"": self.tune.space, **self.tune.methods}.items():
+                where = f"tune: methods: {method}" if method else "tune: space"
+                for key in _checked(dict.fromkeys(space), where):
+                    if key in SHARED:
+                        raise ValueError(
+                            f"{where}: {key!r} is shared with the dense reference. Make it an axis of grid."
+                        )
+            methods = sorted({point.method for point in (*free.values(), *waiting.values())})
+            for method in self.tune.methods:
+                if method not in methods:
+                    raise ValueError(f"tune: methods: {method!r} is not in the grid, which has {', '.join(methods)}.")
+        yield from free.values()
+        yield from waiting.values()
+
+    def _check_tuned(self, given: Mapping[str, Any], method: str, where: str) -> None:
+        """Raise ValueError where an option is given to a method for which it is to be found."""
+        space = self.tune.space_of(method) if self.tune is not None else {}
+        for key in flatten(given):
+            if key in space:
+                raise ValueError(f"{where}: {key!r} of method {method} is tuned. Remove it here, or from tune.")
 
     def to_yaml(self) -> str:
         """The study file: the text that it was loaded from, comments included, or what says the same."""
         if self.text:
             return self.text
         keys = {"output": str(self.output), "base": self.base, "reference": self.reference, "grid": self.grid}
+        if self.tune is not None:
+            keys["tune"] = tuning_to_data(self.tune)
         return yaml.safe_dump(_plain(keys), sort_keys=False)
 
 
@@ -110,12 +168,26 @@ def load_study(path: str | Path) -> Study:
     # Imported here: it brings torch and transformers, which what else is done with studies does not need.
     from argprune.tasks.prune import check_options
 
-    for point in study.points:
+    for point in _to_check(study):
         try:
             check_options(dict(point.options))
         except ValueError as error:
             raise ValueError(f"{path}: point {point.name}: {error}") from error
     return study
+
+
+def _to_check(study: Study) -> Iterator[Point]:
+    """The points; where options are tuned, with every value (of ranges, both ends) in one of them."""
+    for point in study.points:
+        space = study.tune.space_of(point.method) if study.tune is not None else {}
+        if study.tune is None or not space:
+            yield point
+            continue
+        tried = {option: domain.examples() for option, domain in space.items()}
+        for position in range(max(map(len, tried.values()))):
+            values = {option: examples[min(position, len(examples) - 1)] for option, examples in tried.items()}
+            for at in ({}, study.tune.at):
+                yield study.point(overlay(overlay(point.options, at, "tune: at"), values, "tune"))
 
 
 def method_name(options: Mapping[str, Any]) -> str:
@@ -148,33 +220,8 @@ def _from_mapping(data: object, text: str) -> Study:
     if not isinstance(output, str) or not output:
         raise ValueError(f"output: {output!r}; give the folder that the runs go to.")
     options = {key: {} if data.get(key) is None else data[key] for key in ("base", "reference")}
-    return Study(Path(output).expanduser(), grid=data.get("grid"), **options, text=text)  # type: ignore[arg-type]
-
-
-def _expand(base: object, reference: object, grid: object) -> Iterator[Point]:
-    """The points in the order in which they may start: those without a reference first, then the others."""
-    base_options = _overlay({}, _checked(base, "base"), "base")
-    reference_options = _checked(reference, "reference")
-    for key in reference_options:
-        if key.partition(".")[0] in ("method", "sparsity", *SHARED):
-            raise ValueError(f"reference: {key!r} is that of the points (and a reference is dense). Remove it.")
-    free: dict[str, Point] = {}
-    waiting: dict[str, Point] = {}
-    for where, cell in _cells(grid):
-        options = _normalised(_overlay(base_options, cell, where), where)
-        if method_name(options) == DENSE:
-            point = Point(options)
-            free.setdefault(point.name, point)
-            continue
-        shared = {key: options[key] for key in SHARED if key in options}
-        # A reference is what others learn from, and sees the texts as they are.
-        own = {key: value for key, value in base_options.items() if key not in ("distill", "augment")}
-        dense = _overlay({**own, **shared}, reference_options, "reference")
-        dense_point = Point(_normalised({**dense, "method": DENSE}, "reference"))
-        point = Point(options, free.setdefault(dense_point.name, dense_point))
-        waiting.setdefault(point.name, point)
-    yield from free.values()
-    yield from waiting.values()
+    tune = None if data.get("tune") is None else read_tuning(data["tune"])
+    return Study(Path(output).expanduser(), grid=data.get("grid"), **options, tune=tune, text=text)  # type: ignore[arg-type]
 
 
 def _cells(grid: object) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -228,7 +275,7 @@ def _check_plain(value: object, where: str) -> None:
         raise ValueError(f"{where}: {value} is not a finite number.")
 
 
-def _overlay(options: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+def overlay(options: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Options with changes: whole values first, then `method.<option>` into the method that is there then."""
     merged = {**options, **{key: value for key, value in changes.items() if "." not in key}}
     for key, value in changes.items():
@@ -242,7 +289,7 @@ def _overlay(options: Mapping[str, Any], changes: Mapping[str, Any], where: str)
     return merged
 
 
-def _normalised(options: dict[str, Any], where: str) -> dict[str, Any]:
+def normalised(options: dict[str, Any], where: str) -> dict[str, Any]:
     """Options in the form in which equal points are equal; `where` stands in the errors."""
     method = options.get("method")
     name = method.get("name") if isinstance(method, Mapping) else method
