@@ -13,13 +13,14 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-CONFIG, METRICS, LOG, MASKS, MODEL, CERTIFICATE = (
+CONFIG, METRICS, LOG, MASKS, MODEL, CERTIFICATE, SCORES = (
     "config.yaml",
     "metrics.json",
     "log.jsonl",
     "masks.safetensors",
     "model",
     "certificate.json",
+    "scores.safetensors",
 )
 CHECKPOINT_DONE = "argprune.json"
 
@@ -78,7 +79,7 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove what a run has put here; the reference run inside stays, other files too."""
-        for name in (METRICS, CERTIFICATE, CONFIG, LOG, MASKS):
+        for name in (METRICS, CERTIFICATE, CONFIG, LOG, MASKS, SCORES):
             (self.path / name).unlink(missing_ok=True)
         for folder in (self.path / MODEL, *self.path.glob("checkpoint-*")):
             shutil.rmtree(folder, ignore_errors=True)
