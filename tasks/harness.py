@@ -45,7 +45,8 @@ class Encoded(Dataset[dict[str, Any]]):
     """Tokenised rows; `lengths` are their numbers of tokens. `by_length` sorts them, which saves padding.
 
     encode: a task's; that of classification is the default. `about` is what examples have for the task's `measure`,
-    None of those that have nothing, beside the rows and the tokenizer that they were made of and with.
+    None of those that have nothing, beside the rows and the tokenizer that they were made of and with. `order` says
+    which one of `encode`'s each example is.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class Encoded(Dataset[dict[str, Any]]):
         encode: Callable[[Sequence[Any], Any, int], list[dict[str, Any]]] = encode_rows,
     ) -> None:
         self.rows, self.tokenizer = rows, tokenizer
-        self._items = encode(rows, tokenizer, max_length)
+        items = encode(rows, tokenizer, max_length)
+        self.order = list(range(len(items)))
         if by_length:
-            self._items.sort(key=lambda item: len(item["input_ids"]))
+            self.order.sort(key=lambda at: len(items[at]["input_ids"]))
+        self._items = [items[at] for at in self.order]
         self.lengths = [len(item["input_ids"]) for item in self._items]
         self.about = [item.pop("about", None) for item in self._items]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -16,7 +17,8 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, set_seed
+from transformers import EvalPrediction, PreTrainedModel, set_seed
+from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from argprune._version import __version__
@@ -34,7 +36,7 @@ from argprune.tasks.distillation import (
     match_teacher,
     open_distiller,
 )
-from argprune.tasks.harness import Encoded, PruningTrainer, make_trainer, total_steps
+from argprune.tasks.harness import Encoded, make_trainer, total_steps
 from argprune.tasks.low_rank import DenseSizes, factor, merge
 from argprune.tasks.one_shot import batches, check_one_shot, drawn, prune_one_shot
 from argprune.tasks.options import Plan, plan
@@ -45,6 +47,7 @@ from argprune.tasks.runs import (
     MASKS,
     METRICS,
     MODEL,
+    SCORES,
     RunDirectory,
     held,
     one_line,
@@ -53,7 +56,7 @@ from argprune.tasks.runs import (
 )
 from argprune.tasks.settings import SHARED, Augment
 from argprune.tasks.task_options import TaskOptions
-from argprune.tasks.texts import Task, hold_out
+from argprune.tasks.texts import Judges, Task, hold_out
 
 # A reference is trained on the task alone: it may be the teacher.
 _ALONE = {"distill": None, "augment": None}
@@ -311,9 +314,12 @@ class _Job:
             _sparsity(self.model, self.weights, method) if sizes is None else merge(self.model, sizes, method.sparsity)
         )
         measured = time.monotonic()
-        scores = {split: _score(trainer, data[split]) for split in self.task.splits if split != "train"}
+        predicted = {split: trainer.predict(data[split]) for split in self.task.splits if split != "train"}
+        scores = {split: _score(output) for split, output in predicted.items()}
         seconds["evaluate"] = time.monotonic() - measured
         _save(run.path, self.model, self.tokenizer, masks)
+        if isinstance(self.task, Judges):
+            _save_scores(run.path, self.task, data["test"], predicted["test"])
         metrics = {
             "task": settings.task,
             "method": self.planned.method_name,
@@ -346,12 +352,19 @@ class _Job:
         return metrics
 
 
-def _score(trainer: PruningTrainer, data: Encoded) -> dict[str, float]:
+def _score(output: PredictionOutput) -> dict[str, float]:
     """All that the task measures, and the loss."""
-    metrics = trainer.predict(data, metric_key_prefix="test").metrics
-    assert metrics is not None
-    named = {name.removeprefix("test_"): value for name, value in metrics.items()}
+    assert output.metrics is not None
+    named = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
     return {name: value for name, value in named.items() if name not in _OF_TRAINER}
+
+
+def _save_scores(path: Path, task: Judges, data: Encoded, output: PredictionOutput) -> None:
+    """How each test example was done, and of which examples this is: what pairs two runs."""
+    scores = task.judge(EvalPrediction(output.predictions, output.label_ids, inputs=data))  # type: ignore[arg-type]
+    if scores is not None:
+        digest = hashlib.sha256("\n".join(map(repr, data.rows)).encode()).hexdigest()
+        save_file({"test": torch.as_tensor(scores)}, path / SCORES, metadata={"rows": digest})
 
 
 def _sparsity(model: PreTrainedModel, weights: list[Weight], method: Method) -> dict[str, Any]:

@@ -17,13 +17,14 @@ import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-CONFIG, METRICS, LOG, MASKS, MODEL, CERTIFICATE = (
+CONFIG, METRICS, LOG, MASKS, MODEL, CERTIFICATE, SCORES = (
     "config.yaml",
     "metrics.json",
     "log.jsonl",
     "masks.safetensors",
     "model",
     "certificate.json",
+    "scores.safetensors",
 )
 CHECKPOINT_DONE = "argprune.json"
 # What `write_atomic` writes into.
@@ -95,7 +96,7 @@ class RunDirectory:
         self.remove_checkpoints()
         shutil.rmtree(self.path / MODEL, ignore_errors=True)
         # The configuration last: without it the folder is no run, and could not be cleared a second time.
-        for name in (CERTIFICATE, LOG, MASKS, CONFIG):
+        for name in (CERTIFICATE, LOG, MASKS, SCORES, CONFIG):
             (self.path / name).unlink(missing_ok=True)
 
     def sweep(self) -> None:

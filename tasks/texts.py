@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 from argprune.tasks.cache import cached
@@ -66,6 +67,17 @@ class Writes(Protocol):
 
     def generate(self, model: Any, inputs: Mapping[str, Tensor], tokenizer: Any) -> Tensor:
         """Tokens for a batch, (rows, tokens), padded behind with -100."""
+
+
+@runtime_checkable
+class Judges(Protocol):
+    """A task that can say how each example was done, so that two runs can be compared example by example."""
+
+    def judge(self, prediction: Any) -> Any:
+        """Of each row, in the order of the split, its metric, float (rows,); None where the metric is no mean of such.
+
+        prediction: as of `measure`.
+        """
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,14 @@ class Classification:
     def measure(self, prediction: Any) -> dict[str, float]:
         """`class_scores` of the class with the largest logit."""
         return class_scores(prediction.predictions.argmax(-1), prediction.label_ids, self.measures)
+
+    def judge(self, prediction: Any) -> Any:
+        """1 where the class told is right, 0 elsewhere; None where another measure than accuracy counts."""
+        if self.metric != "accuracy":
+            return None
+        right = np.empty(len(prediction.label_ids), np.float32)
+        right[prediction.inputs.order] = prediction.predictions.argmax(-1) == prediction.label_ids
+        return right
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prnue"], "Unknown command 'prnue'. Known: prune, verify, study, export, analyse, list."),
+        (["prnue"], "Unknown command 'prnue'. Known: prune, verify, study, export, report, analyse, list."),
         (["list", "colours"], "invalid choice: 'colours'"),
         (["prune", "--sparsity", "0.5"], "No output. Give --output RUN"),
         (["prune", "--method", "rrp", "--sparsity", "0.5"], "Unknown method 'rrp'. Did you mean 'rpp'?"),

@@ -121,6 +121,7 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
     expected = {Path("argprune", room, path.relative_to(ROOT / room)) for room in ROOMS for path in sources(room)}
     home = ROOT / "src" / "argprune"
     expected |= {Path("argprune", path.name) for path in (*home.glob("*.py"), home / "py.typed")}
+    expected |= {Path("argprune", "tasks", "report", f"page.{suffix}") for suffix in ("html", "css", "js")}
     packed = {path.relative_to(wheel) for path in (wheel / "argprune").rglob("*") if path.is_file()}
     assert expected <= packed
     assert {path for path in packed if path.suffix == ".py"} <= expected

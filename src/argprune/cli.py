@@ -1,4 +1,4 @@
-"""The command line: `argprune prune`, `argprune verify`, `argprune study`, `argprune export`, `analyse`, `list`.
+"""The command line: `argprune prune`, `verify`, `study`, `export`, `report`, `analyse`, `list`.
 
 Errors are one line that says what was wrong and what would be right.
 Exit status: 0, 1 for a failed run, 2 for bad usage.
@@ -54,6 +54,7 @@ def _dispatch(arguments: list[str]) -> int:
         "verify": _verify,
         "study": _study,
         "export": _export,
+        "report": _report,
         "analyse": _analyse,
         "list": _list,
     }
@@ -336,6 +337,33 @@ def _export(arguments: list[str]) -> int:
     from argprune.tasks.export_command import Export, export_command
 
     return export_command(Export(**{**options, "batch": tuple(options["batch"])}), quiet=quiet)
+
+
+def _report(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="argprune report",
+        description="One page of any set of runs: scores, tests, layers, training, certificates, commands.",
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        type=Path,
+        nargs="+",
+        help="run directories, exports, folders of these, a study's YAML, JSON of verify criteria",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE.html", type=Path, required=True, help="the page; tables are written beside it"
+    )
+    parser.add_argument("--title", default="Pruning report", help="of the page")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no summary")
+    options = vars(parser.parse_args(arguments))
+    quiet = options.pop("quiet")
+
+    from argprune.tasks.report import Report, report_command
+
+    return report_command(Report(**options), quiet=quiet)
 
 
 def _analyse(arguments: list[str]) -> int:

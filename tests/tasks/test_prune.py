@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from argprune import prune
-from argprune.models import find_weights, load_model
+from argprune.models import find_weights, load_model, load_tokenizer
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import Magnitude
 from argprune.tasks.certificate import check_certificate
+from argprune.tasks.data import load_task
 from argprune.tasks.harness import LengthGroupedSampler
 from argprune.tasks.runs import RunDirectory, RunError
 
@@ -91,6 +93,23 @@ def test_run_directory(job: dict[str, Any], dense: Path, tmp_path: Path, method:
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     again = prune(**{**config, "quiet": True}, output=tmp_path / "again")
     assert_same_bits(tmp_path / "run", again.path)
+
+
+def test_every_test_example_is_judged(job: dict[str, Any], dense: Path, tmp_path: Path) -> None:
+    run = prune(**job, method="magnitude", sparsity=0.9, output=tmp_path / "run", dense=dense)
+    scores = {path: load_file(path / "scores.safetensors")["test"] for path in (dense, run.path)}
+    assert scores[run.path].double().mean() == pytest.approx(run.metrics["pruned"]["test"]["accuracy"])
+    rows = load_task("words", job["data_dir"]).splits["test"]
+    model, tokenizer = run.model(), load_tokenizer(str(run.path / "model"))
+    with torch.no_grad():
+        alone = [model(**tokenizer(row.text, return_tensors="pt")).logits.argmax() == row.label for row in rows]
+    # In the order of the task's rows, whatever order they were predicted in.
+    assert [bool(right) for right in alone] == [bool(score) for score in scores[run.path]]
+    digests = set()
+    for path in scores:
+        with safe_open(path / "scores.safetensors", "pt") as file:
+            digests.add(file.metadata()["rows"])
+    assert len(digests) == 1
 
 
 def test_dense_reference_is_trained_inside_the_run(job: dict[str, Any], tmp_path: Path) -> None:
