@@ -84,14 +84,15 @@ class RunDirectory:
             shutil.rmtree(folder, ignore_errors=True)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; removes what a kill left half-written."""
-        complete = []
-        for folder in self.path.glob("checkpoint-*"):
-            if (folder / CHECKPOINT_DONE).is_file():
-                complete.append(folder)
-            else:
-                shutil.rmtree(folder)
+        """The newest complete checkpoint."""
+        complete = [folder for folder in self.path.glob("checkpoint-*") if (folder / CHECKPOINT_DONE).is_file()]
         return max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+    def remove_incomplete(self) -> None:
+        """Remove checkpoints that a kill left half-written."""
+        for folder in self.path.glob("checkpoint-*"):
+            if not (folder / CHECKPOINT_DONE).is_file():
+                shutil.rmtree(folder)
 
     def remove_checkpoints(self) -> None:
         """Remove all checkpoints."""

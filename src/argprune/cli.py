@@ -32,14 +32,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except (argparse.ArgumentError, ValueError, ImportError) as error:
-        print(f"argprune: error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return _complain(f"error: {_one_line(error)}", 2)
     except _run_error() as error:
-        print(f"argprune: error: {_one_line(error)}", file=sys.stderr)
-        return 1
+        return _complain(f"error: {_one_line(error)}", 1)
     except KeyboardInterrupt:
-        print("argprune: interrupted; go on with the same command and --resume.", file=sys.stderr)
-        return 130
+        return _complain("interrupted; go on with the same command and --resume.", 130)
+    except RuntimeError as error:
+        from argprune.tasks.ranks import lost_connection
+
+        if not lost_connection(error):
+            raise
+        return _complain("error: another process of this run has ended; go on with --resume.", 1)
+
+
+def _complain(what: str, status: int) -> int:
+    """Print the line that ends a command, of several processes the first to meet an error alone; the exit status."""
+    from argprune.tasks.ranks import may_complain
+
+    if may_complain():
+        print(f"argprune: {what}", file=sys.stderr)
+    return status
 
 
 def _run_error() -> type[Exception]:
@@ -66,6 +78,8 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] not in commands and not arguments[0].startswith("-"):
         raise ValueError(f"Unknown command {arguments[0]!r}. Known: {', '.join(commands)}.")
     namespace = top.parse_args(arguments[:1])
+    if namespace.command != "prune" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"{namespace.command} works in one process; start it without torchrun or accelerate launch.")
     return commands[namespace.command](arguments[1:])
 
 
@@ -132,9 +146,10 @@ def _prune(arguments: list[str]) -> int:
     from argprune.tasks.options import plan
     from argprune.tasks.progress import print_summary
     from argprune.tasks.prune import execute
+    from argprune.tasks.ranks import open_ranks
 
     run = execute(plan(options), Path(output), **controls)
-    if not controls["quiet"]:
+    if not controls["quiet"] and open_ranks().is_first:
         print_summary([run.metrics])
         print(f"Run directory: {output}")
     return 0
