@@ -20,5 +20,5 @@ def average_over_processes(tensors: Sequence[Tensor]) -> None:
     flat = torch.cat([tensor.reshape(-1).to(tensors[0].dtype) for tensor in tensors])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+    for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(mean.view(tensor.shape))

@@ -235,7 +235,7 @@ class Distiller:
         return {f"distill_{name}": term for name, term in terms.items()}
 
     def report(self) -> dict[str, Any]:
-        """What metrics.json says: which teacher layers taught, and how often the teacher was asked, by all processes."""
+        """What metrics.json says: which teacher layers taught, and how often all processes asked the teacher."""
         layers, answers = self._matched.layers, self._answers.report()
         for other in self._ranks.gather(answers)[1:]:
             for name, value in other.items():

@@ -241,7 +241,8 @@ class PruningTrainer(Trainer):
             rows = self.data_collator([data[index] for index in range(start, min(start + batch, len(data)))])
             loss, outputs, labels = self.prediction_step(self.model, rows, prediction_loss_only=False)
             seen = nested_numpify((self._task.reduce(outputs, labels), labels))
-            own.append((start, np.full(min(batch, len(data) - start), float(loss), np.float32), seen))
+            losses = np.repeat(loss.cpu().numpy(), min(batch, len(data) - start))
+            own.append((start, losses, seen))
         self.model.train(was_training)
         parts = sorted((part for share in self.ranks.gather(own) for part in share), key=lambda part: part[0])
         # Reduced outputs and labels, each perhaps several arrays.

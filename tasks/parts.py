@@ -1,8 +1,8 @@
 """An optimizer step's batch in parts: one for each process and accumulation step, and what each part's loss counts.
 
-The gradient of a step is that of the whole batch, whatever the parts. A term of the loss is the mean over some number
-of things: texts, labelled tokens, pairs of tokens. With n of them in a part, N in the batch, and P processes, over which
-gradients are averaged,
+The gradient of a step is that of the whole batch, whatever the parts. A term of the loss is a mean: over texts, over
+labelled tokens, over pairs of tokens. With n of them in a part, N in the batch, and P processes, over which gradients
+are averaged,
 
     mean over the batch = 1/P * sum over parts of  P * n / N * (mean over the part)
 """

@@ -284,13 +284,24 @@ class _Job:
         data, steps, ranks = self.data, self.steps, self.ranks
         title = self.planned.method_name + (f" {method.sparsity:.0%}" if method.sparsity else "")
         progress = make_progress(title, quiet=quiet)
-        trainer = make_trainer(self.model, self.tokenizer, self.task, data, method, settings, steps, run, progress, ranks)
-        checkpoint = ranks.first(lambda: (run.remove_incomplete(), run.last_checkpoint())[1])
+        trainer = make_trainer(
+            self.model, self.tokenizer, self.task, data, method, settings, steps, run, progress, ranks
+        )
+        ranks.first(run.remove_incomplete)
+        checkpoint = ranks.first(run.last_checkpoint)
         rows, extra = {split: len(part) for split, part in data.items()}, {}
         if isinstance(method, OneShot):
             assert dense is not None
             pruned = prune_one_shot(
-                self.model, self.weights, method, data, self.task.collator(self.tokenizer), settings, run, progress, ranks
+                self.model,
+                self.weights,
+                method,
+                data,
+                self.task.collator(self.tokenizer),
+                settings,
+                run,
+                progress,
+                ranks,
             )
             rows |= pruned.rows
             seconds = {"train": dense["seconds"]["train"], "prune": pruned.seconds}
@@ -300,7 +311,9 @@ class _Job:
             if distill is not None and steps:
                 matched = self.matched or self.match(str(reference and reference / MODEL))
                 seen = data["train"].lengths[: steps * settings.batch_size]
-                distiller = open_distiller(distill, matched, self.model, self.task, self.batch(1), seen, run.path, ranks)
+                distiller = open_distiller(
+                    distill, matched, self.model, self.task, self.batch(1), seen, run.path, ranks
+                )
                 trainer.bridge.distiller = distiller
                 with distiller.teaching():
                     seconds = {"train": trainer.fit(checkpoint)}

@@ -67,10 +67,10 @@ class Ranks:
             except Exception as error:
                 own, box[1] = error, _portable(error)
         dist.broadcast_object_list(box, 0, self._group)
-        value, error = box
-        if error is not None:
-            raise own or error
-        return value  # type: ignore[no-any-return]
+        value, problem = box
+        if problem is not None:
+            raise own or problem
+        return value
 
     def all(self, job: Callable[[], T]) -> T:
         """What a job gives that every process does for itself. What one of them raises, all raise."""
@@ -85,7 +85,7 @@ class Ranks:
         for problem in self.gather(None if own is None else _portable(own)):
             if problem is not None:
                 raise own or problem
-        return value  # type: ignore[no-any-return]
+        return value
 
     @contextmanager
     def holding(self, enter: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
@@ -122,8 +122,8 @@ class Ranks:
         if len(set(digests)) > 1:
             differing = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
             raise RunError(
-                f"the weights of ranks 0 and {differing} differ {when}; run all processes on equal hardware, with equal "
-                f"versions and numbers of threads (OMP_NUM_THREADS)."
+                f"the weights of ranks 0 and {differing} differ {when}; run all processes on equal hardware, with "
+                f"equal versions and numbers of threads (OMP_NUM_THREADS)."
             )
 
     @torch.no_grad()
@@ -143,10 +143,10 @@ class Ranks:
 def open_ranks() -> Ranks:
     """The processes of this run; one, where nothing started several. Raises ValueError for FSDP."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
-        raise ValueError("FSDP: sharded parameters are not supported yet; launch with DDP (accelerate: --multi_gpu).")
+        raise ValueError("FSDP: methods need whole weights, and FSDP shards them; launch without it (DDP).")
     if not was_launched():
         return Ranks()
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
 
     # Trainer takes over the processes as they are here.
     PartialState(cpu=not torch.cuda.is_available())
@@ -171,10 +171,8 @@ def may_complain() -> bool:
 def lost_connection(error: BaseException) -> bool:
     """Whether an error says that another process is gone."""
     told = str(error).lower()
-    return was_launched() and (
-        isinstance(error, dist.DistError)
-        or any(sign in told for sign in ("gloo", "connection closed by peer", "connection reset", "nccl"))
-    )
+    signs = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+    return isinstance(error, RuntimeError) and any(sign in told for sign in signs)
 
 
 def _portable(error: Exception) -> Exception:
@@ -185,5 +183,5 @@ def _portable(error: Exception) -> Exception:
 def _digest(tensors: Iterable[Tensor]) -> int:
     digest = 0
     for tensor in tensors:
-        digest = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), digest)
+        digest = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, digest)
     return digest

@@ -84,7 +84,7 @@ class RunDirectory:
             shutil.rmtree(folder, ignore_errors=True)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """The newest complete checkpoint; changes nothing: another process may be writing one."""
         complete = [folder for folder in self.path.glob("checkpoint-*") if (folder / CHECKPOINT_DONE).is_file()]
         return max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
