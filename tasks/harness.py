@@ -127,6 +127,10 @@ class PruningTrainer(Trainer):
         self._terms: dict[str, list[float]] = {}
         # Outputs are taken apart, and a teacher asked, only for methods that have terms to add.
         self._adds_terms = type(method).loss_terms is not Method.loss_terms
+        if task.kind == "causal-lm":
+            # Trainer tells by the names of classes, and GPT-2's does not say it: it would count first tokens, which no
+            # model predicts, among what the loss is the mean over.
+            self._loss_shifts_labels = True
         self._batch_size, self.ranks = batch_size, ranks
         self._parts = ranks.size * self.args.gradient_accumulation_steps
         self._shares: Shares | None = None
@@ -241,7 +245,9 @@ class PruningTrainer(Trainer):
             rows = self.data_collator([data[index] for index in range(start, min(start + batch, len(data)))])
             loss, outputs, labels = self.prediction_step(self.model, rows, prediction_loss_only=False)
             seen = nested_numpify((self._task.reduce(outputs, labels), labels))
-            losses = np.repeat(loss.cpu().numpy(), min(batch, len(data) - start))
+            # NumPy has no bfloat16.
+            wide = loss.to(torch.promote_types(loss.dtype, torch.float32))
+            losses = np.repeat(wide.cpu().numpy(), min(batch, len(data) - start))
             own.append((start, losses, seen))
         self.model.train(was_training)
         parts = sorted((part for share in self.ranks.gather(own) for part in share), key=lambda part: part[0])

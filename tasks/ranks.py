@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -140,6 +141,7 @@ class Ranks:
         return counts
 
 
+@cache
 def open_ranks() -> Ranks:
     """The processes of this run; one, where nothing started several. Raises ValueError for FSDP."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,17 @@ class RunDirectory:
         write_atomic(path, "".join(kept))
 
 
-def held(lock: FileLock, path: Path, *, wait: bool) -> FileLock:
-    """Acquire a run's lock; where another process has it, wait, or raise ValueError."""
+@contextmanager
+def held(lock: FileLock, path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a run's lock; where another process has it, wait, or raise ValueError."""
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
         raise ValueError(f"Output {path} is in use by another process; wait for it, or give another folder.") from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomic(path: Path, text: str) -> None:
