@@ -141,13 +141,13 @@ def run_rank(rank: int, folder: Path, base: Mapping[str, Any], port: int) -> Non
 
 def resume_what_died(folder: Path, base: Mapping[str, Any]) -> None:
     """A run with dropout, whole, and one that dies between checkpoints and is resumed."""
-    options = {**base, "method": "l0", "model": str(folder / "dropout"), "checkpoint_every": 4}
+    options = {**base, "method": "l0", "model": str(folder / "dropout"), "checkpoint_every": 5}
     options |= {"dense": folder / "dropout-dense", "keep_checkpoints": True}
     prune(**options, output=folder / "whole")
     end = PruningBridge.on_step_end
 
     def dies(self: PruningBridge, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == 6:
+        if state.global_step == 7:
             raise KeyboardInterrupt
         end(self, args, state, control, **more)
 
@@ -270,7 +270,7 @@ def test_the_first_process_writes_one_run(name: str, folder: Path) -> None:
     for line, other in zip(map(json.loads, logs), map(json.loads, lines), strict=True):
         assert line.keys() == other.keys()
         for key, value in line.items():
-            if not isinstance(value, str) and not key.endswith(("_second", "runtime", "seconds")):
+            if not isinstance(value, str | None) and not key.endswith(("_second", "runtime", "seconds")):
                 # Sums that Trainer logs are of single precision.
                 assert other[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
 
@@ -279,11 +279,11 @@ def test_a_resumed_run_ends_with_the_same_bits(folder: Path) -> None:
     whole, resumed = (load_file(folder / name / "model" / "model.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     logs = [(folder / name / "log.jsonl").read_text() for name in ("whole", "resumed")]
-    assert logs[0] == logs[1]
+    assert logs[0] == logs[1] != ""
 
 
 def test_processes_have_dropout_of_their_own(folder: Path) -> None:
-    states = [torch.load(folder / "whole" / "checkpoint-4" / f"rng_state_{r}.pth", weights_only=False) for r in (0, 1)]
+    states = [torch.load(folder / "whole" / "checkpoint-5" / f"rng_state_{r}.pth", weights_only=False) for r in (0, 1)]
     assert not torch.equal(states[0]["cpu"], states[1]["cpu"])
 
 
@@ -325,14 +325,16 @@ def test_the_command_speaks_once(folder: Path, tmp_path: Path) -> None:
 def test_a_failure_of_one_process_ends_all(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "breaking.py").write_text(
         "import os\n"
-        "from argprune.solvers.methods import Dense\n"
-        "class Breaks(Dense):\n"
+        "from argprune.solvers.methods import Magnitude\n"
+        "class Breaks(Magnitude):\n"
         "    def after_step(self, step, learning_rate):\n"
+        "        super().after_step(step, learning_rate)\n"
         "        if step == 3 and os.environ['RANK'] == '1':\n"
         "            self._weights[0].parameter.data.fill_(float('nan'))\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = launch(folder, "--method", "breaking:Breaks", "--output", str(tmp_path / "run"), PYTHONPATH=path)
+    options = ["--method", "breaking:Breaks", "--sparsity", "0.5", "--output", str(tmp_path / "run")]
+    done = launch(folder, *options, PYTHONPATH=path)
     assert done.returncode == 1
     [line] = re.findall(r"^argprune: .*", done.stderr, re.MULTILINE)
     assert "NaN" in line or "differ after step 4" in line
