@@ -66,6 +66,20 @@ def read_states(outputs: Any, inputs: Mapping[str, Any], scores: Scores | None =
     return States(tokens, hidden[0] if hidden else None, hidden[1:], scores.layers, scores.causal)
 
 
+def count_terms(inputs: Mapping[str, Any], *, next_token: bool = False) -> dict[str, int]:
+    """Over how many of each the terms of a loss are means: "targets", real "tokens", and "pairs" of a text's tokens.
+
+    next_token: whether each token is the target of the one before, so that the first is none.
+    """
+    lengths = real_tokens(inputs).sum(1)
+    labels = inputs.get("labels")
+    targets = len(lengths)
+    if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
+        targets = int(((labels[:, 1:] if next_token else labels) != _IGNORED).sum())
+    pairs = lengths * (lengths + 1) // 2 if next_token else lengths.square()
+    return {"targets": targets, "tokens": int(lengths.sum()), "pairs": int(pairs.sum())}
+
+
 def real_tokens(inputs: Mapping[str, Any]) -> Tensor:
     """Which tokens of a padded batch are real, bool (B, T)."""
     mask, ids = inputs.get("attention_mask"), inputs["input_ids"]

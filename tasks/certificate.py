@@ -22,6 +22,8 @@ SELECTION = "selection"
 _WEIGHTS = "model.safetensors"
 # By how much the size of factors may differ from the one asked for, as a share of the dense size.
 _SHARE = 0.005
+# What float64 may be off in a count that was asked for as a fraction, and in a tolerance that is computed likewise.
+_ROUNDING = 1e-12
 
 
 def certify(run: Path, sparsity: float, tolerance: float | None = None) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def certify(run: Path, sparsity: float, tolerance: float | None = None) -> dict[
         "tolerance": tolerance,
         "nonzero": nonzero,
         "revived": revived,
-        "holds": revived == 0 and abs(kept - wanted) <= tolerance,
+        "holds": revived == 0 and abs(kept - wanted) <= tolerance + _ROUNDING * total,
         "sparsity": sparsity,
         "sha256": {name: sha256(run / name) for name in (MASKS, f"{MODEL}/{_WEIGHTS}")},
     }
@@ -78,7 +80,7 @@ def certify_size(
         "kept": kept,
         "wanted": wanted,
         "tolerance": tolerance,
-        "holds": abs(kept - wanted) <= tolerance,
+        "holds": abs(kept - wanted) <= tolerance + _ROUNDING * total,
         "sparsity": sparsity,
         "sha256": {f"{MODEL}/{_WEIGHTS}": sha256(run / MODEL / _WEIGHTS)},
     }

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from argprune.models import load_model, load_tokenizer
@@ -22,6 +23,7 @@ from argprune.models.outputs import read_outputs, read_states
 from argprune.models.teacher import Teacher, Wanted, compute_states, join_answers, pick, split_texts
 from argprune.solvers.distillation import Distillation, Projections, layer_losses, map_layers
 from argprune.solvers.methods import PINS, Dense, Method, OneShot
+from argprune.tasks.ranks import Ranks
 from argprune.tasks.settings import Distill, Settings
 from argprune.tasks.teacher_cache import Cache, Live, cache_key, open_answers
 from argprune.tasks.texts import Task
@@ -133,8 +135,10 @@ def open_distiller(
     batch: Mapping[str, Any],
     lengths: Sequence[int],
     run: Path,
+    ranks: Ranks | None = None,
 ) -> Distiller:
     """The distiller of a run. batch: some texts; lengths: tokens of those that the run will see; run: its folder."""
+    ranks = ranks or Ranks()
     answers: Cache | Live
     if options.literal:
         answers = Live(matched.teacher, "a teacher with dropout answers differently every time (literal)")
@@ -153,16 +157,26 @@ def open_distiller(
             lengths,
             split_texts(batch)[0],
             options.cache_gib * 2**30,
-            remove=own,
+            remove=own if ranks.is_first else None,
         )
-    return Distiller(options, matched, student, answers)
+    return Distiller(options, matched, student, answers, ranks)
 
 
 class Distiller:
     """Adds to a student's loss what its teacher has to say of the same batch."""
 
-    def __init__(self, options: Distill, matched: Matched, student: PreTrainedModel, answers: Cache | Live) -> None:
+    # What terms are means over, where it is not targets; see `count_terms`.
+    BASES: ClassVar[Mapping[str, str]] = {
+        "distill_embedding": "tokens",
+        "distill_hidden": "tokens",
+        "distill_attention": "pairs",
+    }
+
+    def __init__(
+        self, options: Distill, matched: Matched, student: PreTrainedModel, answers: Cache | Live, ranks: Ranks
+    ) -> None:
         self.options, self._matched, self._student, self._answers = options, matched, student, answers
+        self._ranks = ranks
         self._objective = Distillation(**{each.name: getattr(options, each.name) for each in fields(Distillation)})
         self._wanted = _wanted(options)
         self._scores: Scores | None = None
@@ -178,12 +192,25 @@ class Distiller:
                 stack.enter_context(handing_out_scores(self._student))
             if self._matched.projections is not None:
                 self._student.add_module(_PROJECTIONS, self._matched.projections.to(self._student.device))
+                # The model's own computation does not reach them; the trainer averages their gradients.
+                names = [f"{_PROJECTIONS}.{name}" for name, _ in self._matched.projections.named_parameters()]
+                DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self._student, names)
             try:
                 yield
             finally:
                 if self._matched.projections is not None:
                     delattr(self._student, _PROJECTIONS)
-        self._answers.close()
+        if not self._ranks.is_first:
+            self._answers.close()
+        self._ranks.wait()
+        # The first may remove what all have written.
+        if self._ranks.is_first:
+            self._answers.close()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained beside the student: projections."""
+        projections = self._matched.projections
+        return [] if projections is None else list(projections.parameters())
 
     @contextmanager
     def watching(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -208,9 +235,13 @@ class Distiller:
         return {f"distill_{name}": term for name, term in terms.items()}
 
     def report(self) -> dict[str, Any]:
-        """What metrics.json says: which teacher layers taught, and how often the teacher was asked."""
-        layers = self._matched.layers
-        return {"layers": None if layers is None else list(layers), "answers": self._answers.report()}
+        """What metrics.json says: which teacher layers taught, and how often all processes asked the teacher."""
+        layers, answers = self._matched.layers, self._answers.report()
+        for other in self._ranks.gather(answers)[1:]:
+            for name, value in other.items():
+                if not isinstance(value, bool | str) and name in answers:
+                    answers[name] += value
+        return {"layers": None if layers is None else list(layers), "answers": answers}
 
 
 def _wanted(options: Distillation) -> Wanted:

@@ -7,13 +7,16 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -24,10 +27,14 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
+from transformers.trainer_utils import EvalLoopOutput
 
-from argprune.models.outputs import read_outputs
+from argprune.models.outputs import count_terms, read_outputs
 from argprune.solvers.methods.base import Method
+from argprune.solvers.processes import average_over_processes
+from argprune.tasks.parts import Parts, Shares, scaled
 from argprune.tasks.progress import Progress
+from argprune.tasks.ranks import Ranks
 from argprune.tasks.runs import CHECKPOINT_DONE, RunDirectory, RunError, write_json
 from argprune.tasks.settings import Settings
 from argprune.tasks.snapshots import Snapshots
@@ -105,7 +112,15 @@ class PruningTrainer(Trainer):
     """A Trainer whose optimizer, loss and batches are the method's and the run's."""
 
     def __init__(
-        self, *args: Any, task: Task, method: Method, bridge: PruningBridge, train_lengths: Sequence[int], **kwargs: Any
+        self,
+        *args: Any,
+        task: Task,
+        method: Method,
+        bridge: PruningBridge,
+        train_lengths: Sequence[int],
+        batch_size: int,
+        ranks: Ranks,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.compute_metrics, self.preprocess_logits_for_metrics = self.measure, task.reduce
@@ -115,6 +130,18 @@ class PruningTrainer(Trainer):
         self._terms: dict[str, list[float]] = {}
         # Outputs are taken apart, and a teacher asked, only for methods that have terms to add.
         self._adds_terms = type(method).loss_terms is not Method.loss_terms
+        if task.kind == "causal-lm":
+            # Trainer tells by the names of classes, and GPT-2's does not say it: it would count first tokens, which no
+            # model predicts, among what the loss is the mean over.
+            self._loss_shifts_labels = True
+        self._batch_size, self.ranks = batch_size, ranks
+        self._parts = ranks.size * self.args.gradient_accumulation_steps
+        self._shares: Shares | None = None
+        if self._parts > 1:
+            count_of = partial(count_terms, next_token=task.kind == "causal-lm")
+            self._shares = Shares(ranks, len(train_lengths), batch_size, count_of)
+            # Trainer scales by what models say of themselves, and those that take the number of items need not use it.
+            self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, True
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The usual optimizer, as the method wraps it."""
@@ -123,11 +150,42 @@ class PruningTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        batch = self.args.train_batch_size
-        steps_per_epoch = math.ceil(len(self._train_lengths) / batch)
+        steps_per_epoch = math.ceil(len(self._train_lengths) / self._batch_size)
         return LengthGroupedSampler(
-            self._train_lengths, batch, self.args.seed, lambda: self.state.global_step // steps_per_epoch
+            self._train_lengths, self._batch_size, self.args.seed, lambda: self.state.global_step // steps_per_epoch
         )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The usual one; of batches in parts, one whose parts add up to the batches of a single process."""
+        if self._parts == 1:
+            return super().get_train_dataloader()
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=Parts(self._get_train_sampler(), len(self._train_lengths), self._batch_size, self._parts),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The parts of a step that this process computes, weighed against those of the others."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._shares is not None:
+            self._shares.open(self.state.global_step, batches)
+        return batches, items
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        # What is outside of the model's computation has gradients that DDP does not see.
+        if self.ranks.size > 1 and self.bridge.distiller is not None:
+            average_over_processes([p.grad for p in self.bridge.distiller.parameters() if p.grad is not None])
+        return super()._clip_grad_norm(model)
+
+    def renew_reducer(self) -> None:
+        """Have DDP look at parameters anew whose shapes have changed."""
+        if isinstance(self.model_wrapped, DistributedDataParallel):
+            # As after unpickling, which makes the buckets of gradients; nothing else does.
+            self.model_wrapped.__setstate__(self.model_wrapped.__getstate__())
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -140,9 +198,15 @@ class PruningTrainer(Trainer):
             )
         if model.training:
             terms = self._loss_terms(outputs, inputs)
+            bases: Mapping[str, str] = {}
             if distiller is not None:
                 loss = distiller.options.task_loss * loss
                 terms |= distiller.terms(outputs, inputs)
+                bases = distiller.BASES
+            shares = None if self._shares is None else self._shares.next()
+            if shares is not None:
+                loss = scaled(loss, shares["targets"])
+                terms = {name: scaled(term, shares[bases.get(name, "targets")]) for name, term in terms.items()}
             for name, term in terms.items():
                 self._terms.setdefault(name, []).append(float(term.detach()))
                 loss = loss + term
@@ -156,9 +220,45 @@ class PruningTrainer(Trainer):
         return self._method.loss_terms(read_outputs(outputs, inputs), self.bridge.snapshots.outputs(inputs))
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """The usual loop, which remembers what it evaluates: `measure` needs more of it than labels."""
+        """The usual loop, which remembers what it evaluates: `measure` needs more of it than labels.
+
+        Several processes share the batches of one, and each has the results of all: to the bit those of one process.
+        """
         self._evaluated = dataloader.dataset
-        return super().evaluation_loop(dataloader, *args, **kwargs)
+        if self.ranks.size == 1:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        assert self.model is not None
+        if not self.accelerator._models:
+            # As the usual loop does; precision is set there.
+            self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        losses, predictions, labels = self._predict_all(dataloader.dataset)
+        measured = {**self.measure(EvalPrediction(predictions, labels)), "loss": float(losses.mean())}
+        metrics = {f"{prefix}_{name}": value for name, value in measured.items()}
+        return EvalLoopOutput(predictions, labels, metrics, len(dataloader.dataset))
+
+    def _predict_all(self, data: Encoded) -> tuple[np.ndarray[Any, Any], Any, Any]:
+        """Each row's loss (its batch's), reduced outputs and labels of a split, batches shared by the processes."""
+        assert self.model is not None
+        assert self.data_collator is not None
+        was_training, batch = self.model.training, self.args.eval_batch_size
+        self.model.eval()
+        own = []
+        for start in range(batch * self.ranks.rank, len(data), batch * self.ranks.size):
+            rows = self.data_collator([data[index] for index in range(start, min(start + batch, len(data)))])
+            loss, outputs, labels = self.prediction_step(self.model, rows, prediction_loss_only=False)
+            seen = nested_numpify((self._task.reduce(outputs, labels), labels))
+            # NumPy has no bfloat16.
+            wide = loss.to(torch.promote_types(loss.dtype, torch.float32))
+            losses = np.repeat(wide.cpu().numpy(), min(batch, len(data) - start))
+            own.append((start, losses, seen))
+        self.model.train(was_training)
+        parts = sorted((part for share in self.ranks.gather(own) for part in share), key=lambda part: part[0])
+        # Reduced outputs and labels, each perhaps several arrays.
+        together = parts[0][2]
+        for _, _, seen in parts[1:]:
+            together = nested_concat(together, seen)
+        return np.concatenate([losses for _, losses, _ in parts]), *together
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -179,19 +279,8 @@ class PruningTrainer(Trainer):
 
     def score(self, data: Encoded) -> float:
         """The task's metric on a split, of the model as it is; negated where a smaller one is better."""
-        assert self.model is not None
-        assert self.data_collator is not None
-        was_training, batch = self.model.training, self.args.eval_batch_size
-        self.model.eval()
         self._evaluated = data
-        # Reduced outputs and labels, each perhaps several arrays.
-        seen: Any = None
-        for start in range(0, len(data), batch):
-            rows = self.data_collator([data[index] for index in range(start, min(start + batch, len(data)))])
-            _, outputs, labels = self.prediction_step(self.model, rows, prediction_loss_only=False)
-            part = nested_numpify((self._task.reduce(outputs, labels), labels))
-            seen = part if seen is None else nested_concat(seen, part)
-        self.model.train(was_training)
+        _, *seen = self._predict_all(data)
         value = self.measure(EvalPrediction(*seen))[self._task.metric]
         return value if self._task.larger_is_better else -value
 
@@ -210,6 +299,11 @@ class PruningTrainer(Trainer):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return self.bridge.seconds()
 
+    def check_agreement(self) -> None:
+        """Raise RunError unless all processes have the same weights."""
+        assert self.model is not None
+        self.ranks.check_agreement(self.model.parameters(), f"after step {self.state.global_step}")
+
     def failure(self, what: str) -> str:
         """One line that says what went wrong and where the last good checkpoint is."""
         last = self.bridge.run.last_checkpoint()
@@ -217,10 +311,12 @@ class PruningTrainer(Trainer):
         return f"{what}; {kept}. Lower learning_rate, or check the data."
 
     def pop_terms(self) -> dict[str, float]:
-        """Mean of each of the method's loss terms since the last call."""
-        means = {f"loss_{name}": sum(values) / len(values) for name, values in self._terms.items()}
+        """Mean of each of the method's loss terms since the last call, over steps; all processes must call this."""
+        accumulated = self.args.gradient_accumulation_steps
+        means = {name: accumulated * sum(values) / len(values) for name, values in self._terms.items()}
         self._terms.clear()
-        return means
+        everywhere = self.ranks.gather(means)
+        return {f"loss_{name}": sum(each[name] for each in everywhere) / len(everywhere) for name in means}
 
 
 class PruningBridge(TrainerCallback):
@@ -241,13 +337,19 @@ class PruningBridge(TrainerCallback):
         if checkpoint is not None:
             marker = _marker(checkpoint)
             self._earlier, step = marker["seconds"], marker["step"]
-        self.run.truncate_log(step)
+        self.trainer.ranks.first(lambda: self.run.truncate_log(step))
 
     def seconds(self) -> float:
         """Seconds of training so far, those before a resume included."""
         return self._earlier + time.monotonic() - self._began
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        ranks = self.trainer.ranks
+        if self._checkpoint is None and not ranks.is_first:
+            # Every process draws a dropout of its own. What methods draw is the same for all: seeded before.
+            torch.manual_seed(args.seed + 1_000_003 * ranks.rank)
+        if self.distiller is not None:
+            ranks.copy_first(self.distiller.parameters())
         # The optimizer is there and weights are loaded only now.
         if self._checkpoint is not None:
             self._method.load_state_dict(load_method_state(self._checkpoint))
@@ -265,7 +367,11 @@ class PruningBridge(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         assert self.trainer.optimizer is not None
+        assert self.trainer.model is not None
+        shapes = [parameter.shape for parameter in self.trainer.model.parameters()]
         self._method.after_step(state.global_step, float(self.trainer.optimizer.param_groups[0]["lr"]))
+        if [parameter.shape for parameter in self.trainer.model.parameters()] != shapes:
+            self.trainer.renew_reducer()
         self.snapshots.ask(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -288,12 +394,19 @@ class PruningBridge(TrainerCallback):
         if "train_runtime" in logs:
             return
         line = {"step": state.global_step, **logs, **self._method.logs(), **self.trainer.pop_terms()}
-        self.run.append_log(line)
+        if self.trainer.ranks.is_first:
+            self.run.append_log(line)
         self._progress.report(line)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        folder = self.run.path / f"checkpoint-{state.global_step}"
+        self.trainer.check_agreement()
+        # Once all have written what is theirs: the checkpoint is complete with the marker.
         values = self._method.state_dict()
+        self.trainer.ranks.wait()
+        if self.trainer.ranks.is_first:
+            self._complete(self.run.path / f"checkpoint-{state.global_step}", state.global_step, values)
+
+    def _complete(self, folder: Path, step: int, values: Mapping[str, Any]) -> None:
         save_file(
             {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)},
             folder / _METHOD_TENSORS,
@@ -302,7 +415,7 @@ class PruningBridge(TrainerCallback):
         write_json(
             folder / CHECKPOINT_DONE,
             {
-                "step": state.global_step,
+                "step": step,
                 "seconds": self.seconds(),
                 "method": numbers,
                 "snapshots": self.snapshots.save(folder),
@@ -340,12 +453,16 @@ def make_trainer(
     steps: int,
     run: RunDirectory,
     progress: Progress,
+    ranks: Ranks | None = None,
 ) -> PruningTrainer:
     """The trainer of a run, with the bridge in place; the method must be attached already."""
+    ranks = ranks or Ranks()
+    accumulated = settings.gradient_accumulation_steps or 1
     args = TrainingArguments(
         output_dir=str(run.path),
         max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=math.ceil(settings.batch_size / (ranks.size * accumulated)),
+        gradient_accumulation_steps=accumulated,
         per_device_eval_batch_size=4 * settings.batch_size,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -368,6 +485,8 @@ def make_trainer(
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
+        # A model may have weights that its task does not reach, such as a pooler's.
+        ddp_find_unused_parameters=True,
     )
     bridge = PruningBridge(method, run, progress)
     trainer = PruningTrainer(
@@ -381,6 +500,8 @@ def make_trainer(
         method=method,
         bridge=bridge,
         train_lengths=data["train"].lengths,
+        batch_size=settings.batch_size,
+        ranks=ranks,
     )
     bridge.trainer = trainer
     slices = {"held-out": "held-out", "dev": "validation"}

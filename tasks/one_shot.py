@@ -20,6 +20,7 @@ from argprune.solvers.groups import Weight
 from argprune.solvers.methods import OneShot
 from argprune.tasks.harness import Encoded
 from argprune.tasks.progress import Progress
+from argprune.tasks.ranks import Ranks
 from argprune.tasks.runs import RunDirectory
 from argprune.tasks.settings import Settings
 
@@ -69,8 +70,13 @@ def prune_one_shot(
     settings: Settings,
     run: RunDirectory,
     progress: Progress,
+    ranks: Ranks | None = None,
 ) -> Pruned:
-    """Prune a model in place by a method that is attached to its weights; a line of log.jsonl a layer."""
+    """Prune a model in place by a method that is attached to its weights; a line of log.jsonl a layer.
+
+    Several processes compute the same, each for itself; the first one's result is everybody's.
+    """
+    ranks = ranks or Ranks()
     calibration = drawn(data["train"], method.calibration, settings.seed)
     unseen = drawn(data["validation"], min(method.unseen, len(data["validation"])), settings.seed)
     done = 0
@@ -79,11 +85,12 @@ def prune_one_shot(
         nonlocal done
         done += 1
         numbers = {key: value for key, value in asdict(layer).items() if key not in ("report", "shape", "name")}
-        run.append_log({"step": done, "layer": layer.name, **numbers})
+        if ranks.is_first:
+            run.append_log({"step": done, "layer": layer.name, **numbers})
         progress.advance(done)
         progress.report({"step": done, "sparsity": layer.sparsity})
 
-    run.truncate_log(0)
+    ranks.first(lambda: run.truncate_log(0))
     progress.start(len(weights), 0)
     try:
         found: Layerwise = prune_layerwise(
@@ -100,6 +107,7 @@ def prune_one_shot(
         )
     finally:
         progress.stop()
+    ranks.copy_first([*model.parameters(), *found.masks.values()])
     method.hold(found.masks)
     rows = {"calibration": len(calibration), "unseen": len(unseen)}
     return Pruned(found.masks, found.layers, found.seconds, rows)

@@ -41,6 +41,7 @@ from argprune.tasks.low_rank import DenseSizes, factor, merge
 from argprune.tasks.one_shot import batches, check_one_shot, drawn, prune_one_shot
 from argprune.tasks.options import Plan, plan
 from argprune.tasks.progress import make_progress
+from argprune.tasks.ranks import Ranks, open_ranks
 from argprune.tasks.runs import (
     CERTIFICATE,
     CONFIG,
@@ -119,29 +120,44 @@ def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet
     """Carry out a plan (planned) in a folder (output); resume, overwrite, quiet: see `prune`."""
     # Trainer and save_pretrained would draw bars of their own between ours.
     logging.disable_progress_bar()
+    ranks = open_ranks()
+    quiet = quiet or not ranks.is_first
     run, options = RunDirectory(output), planned.to_options()
-    run.check(options, resume=resume, overwrite=overwrite)
-    if run.finished and not overwrite:
-        return Run(output, run.metrics())
-    job = _Job.prepare(planned)
+    ranks.check_same({**options, "output": str(output), "resume": resume, "overwrite": overwrite})
+
+    def check() -> Mapping[str, Any] | None:
+        run.check(options, resume=resume, overwrite=overwrite)
+        return run.metrics() if run.finished and not overwrite else None
+
+    finished = ranks.first(check)
+    if finished is not None:
+        return Run(output, finished)
+    job = ranks.all(lambda: _Job.prepare(planned, ranks))
     reference = None if isinstance(planned.method, Dense) else Path(planned.dense or output / "dense")
-    problem = reference and _disagreement(planned, reference)
+    problem = ranks.first(lambda: reference and _disagreement(planned, reference))
     # A reference inside the run is replaced with it; one that others may share is not.
     replace_reference = problem is not None and overwrite and planned.dense is None
     if problem and not replace_reference:
         raise ValueError(problem)
-    with one_line(output), held(_lock(run), output, wait=False):
+
+    def claim() -> Mapping[str, Any] | None:
         run.check(options, resume=resume, overwrite=overwrite)
         if run.finished and not overwrite:
             # Another process was at it while this one got ready.
-            return Run(output, run.metrics())
+            return run.metrics()
         run.sweep()
         if overwrite or not (output / CONFIG).is_file():
             run.clear()
             write_yaml(output / CONFIG, options)
         if reference is not None and replace_reference:
             RunDirectory(reference).clear()
-        dense = None if reference is None else _run_reference(planned, reference, quiet=quiet)
+        return None
+
+    with one_line(output), ranks.holding(lambda: held(_lock(run), output, wait=False)):
+        finished = ranks.first(claim)
+        if finished is not None:
+            return Run(output, finished)
+        dense = None if reference is None else _run_reference(planned, reference, ranks, quiet=quiet)
         if isinstance(planned.method, OneShot):
             # What it prunes is what the reference has learned.
             assert reference is not None
@@ -178,22 +194,26 @@ def _disagreement(planned: Plan, reference: Path) -> str | None:
     return None
 
 
-def _run_reference(planned: Plan, reference: Path, *, quiet: bool) -> Mapping[str, Any]:
+def _run_reference(planned: Plan, reference: Path, ranks: Ranks, *, quiet: bool) -> Mapping[str, Any]:
     run = RunDirectory(reference)
-    # Several runs may share a reference: the first trains it, the others wait for it.
-    with held(_lock(run), reference, wait=True):
+
+    def claim() -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
         if run.finished:
-            return run.metrics()
+            return run.metrics(), {}
         run.sweep()
-        options = (
-            run.config()
-            if (reference / CONFIG).is_file()
-            else {**planned.to_options(), "method": "dense", "sparsity": 0.0, "dense": None, **_ALONE}
-        )
-        dense = plan(options)
-        if not (reference / CONFIG).is_file():
-            write_yaml(reference / CONFIG, dense.to_options())
-        return _Job.prepare(dense).run(run, None, None, quiet=quiet)
+        if (reference / CONFIG).is_file():
+            return None, run.config()
+        alone = {**planned.to_options(), "method": "dense", "sparsity": 0.0, "dense": None, **_ALONE}
+        options = plan(alone).to_options()
+        write_yaml(reference / CONFIG, options)
+        return None, options
+
+    # Several runs may share a reference: the first trains it, the others wait for it.
+    with ranks.holding(lambda: held(_lock(run), reference, wait=True)):
+        metrics, options = ranks.first(claim)
+        if metrics is not None:
+            return metrics
+        return _Job.prepare(plan(options), ranks).run(run, None, None, quiet=quiet)
 
 
 @dataclass(frozen=True)
@@ -207,13 +227,14 @@ class _Job:
     weights: list[Weight]
     data: Mapping[str, Encoded]
     steps: int
+    ranks: Ranks
     # Of a low-rank run, before the weights became factors.
     dense_sizes: DenseSizes | None = None
     # Of a run with a teacher of its own; the dense reference becomes one only when it is trained.
     matched: Matched | None = None
 
     @staticmethod
-    def prepare(planned: Plan) -> _Job:
+    def prepare(planned: Plan, ranks: Ranks) -> _Job:
         """Load and check everything, and attach the method. Raises ValueError for bad input; writes nothing."""
         settings, method = planned.settings, planned.method
         task = load_task(settings.task, settings.data_dir, TaskOptions.of(settings))
@@ -246,7 +267,7 @@ class _Job:
             sizes = factor(model, weights, method, data["train"], task.collator(tokenizer), settings)
         # Now, so that weights which the method cannot prune are refused before a reference is trained for it.
         method.attach(weights, steps)
-        job = _Job(planned, task, tokenizer, model, weights, data, steps, sizes)
+        job = _Job(planned, task, tokenizer, model, weights, data, steps, ranks, sizes)
         distill = find_distillation(settings, method)
         if distill is not None:
             check_student(distill, model, job.batch(2))
@@ -283,15 +304,27 @@ class _Job:
         """
         settings, method = self.planned.settings, self.planned.method
         began = time.monotonic()
-        data, steps = self.data, self.steps
+        data, steps, ranks = self.data, self.steps, self.ranks
         title = self.planned.method_name + (f" {method.sparsity:.0%}" if method.sparsity else "")
         progress = make_progress(title, quiet=quiet)
-        trainer = make_trainer(self.model, self.tokenizer, self.task, data, method, settings, steps, run, progress)
+        trainer = make_trainer(
+            self.model, self.tokenizer, self.task, data, method, settings, steps, run, progress, ranks
+        )
+        ranks.first(run.remove_incomplete)
+        checkpoint = ranks.first(run.last_checkpoint)
         rows, extra = {split: len(part) for split, part in data.items()}, {}
         if isinstance(method, OneShot):
             assert dense is not None
             pruned = prune_one_shot(
-                self.model, self.weights, method, data, self.task.collator(self.tokenizer), settings, run, progress
+                self.model,
+                self.weights,
+                method,
+                data,
+                self.task.collator(self.tokenizer),
+                settings,
+                run,
+                progress,
+                ranks,
             )
             rows |= pruned.rows
             seconds = {"train": dense["seconds"]["train"], "prune": pruned.seconds}
@@ -301,55 +334,62 @@ class _Job:
             if distill is not None and steps:
                 matched = self.matched or self.match(str(reference and reference / MODEL))
                 seen = data["train"].lengths[: steps * settings.batch_size]
-                distiller = open_distiller(distill, matched, self.model, self.task, self.batch(1), seen, run.path)
+                distiller = open_distiller(
+                    distill, matched, self.model, self.task, self.batch(1), seen, run.path, ranks
+                )
                 trainer.bridge.distiller = distiller
                 with distiller.teaching():
-                    seconds = {"train": trainer.fit(run.last_checkpoint())}
+                    seconds = {"train": trainer.fit(checkpoint)}
                 extra = {"distillation": distiller.report()}
             else:
-                seconds = {"train": trainer.fit(run.last_checkpoint()) if steps else 0.0}
+                seconds = {"train": trainer.fit(checkpoint) if steps else 0.0}
         masks = method.finish()
         sizes = self.dense_sizes
         ratios = (
             _sparsity(self.model, self.weights, method) if sizes is None else merge(self.model, sizes, method.sparsity)
         )
+        trainer.check_agreement()
         measured = time.monotonic()
         predicted = {split: trainer.predict(data[split]) for split in self.task.splits if split != "train"}
         scores = {split: _score(output) for split, output in predicted.items()}
         seconds["evaluate"] = time.monotonic() - measured
-        _save(run.path, self.model, self.tokenizer, masks)
-        if isinstance(self.task, Judges):
-            _save_scores(run.path, self.task, data["test"], predicted["test"])
-        metrics = {
-            "task": settings.task,
-            "method": self.planned.method_name,
-            "model": settings.model,
-            "seed": settings.seed,
-            "metric": self.task.metric,
-            "larger_is_better": self.task.larger_is_better,
-            "steps": steps,
-            "dense": scores if isinstance(method, Dense) else dense and dense["pruned"],
-            "pruned": scores,
-            **ratios,
-            "seconds": {**seconds, "total": time.monotonic() - began},
-            "method_report": method.report(),
-            "rows": rows,
-            "versions": _versions(),
-            "config": self.planned.to_options(),
-            **extra,
-        }
-        certificate = (
-            certify(run.path, method.sparsity, method.tolerance)
-            if sizes is None
-            else certify_size(run.path, method.sparsity, sizes.weights, method.tolerance)
-        )
-        if selection := metrics["method_report"].get("certificate"):
-            certificate[SELECTION] = selection
-        write_json(run.path / CERTIFICATE, certificate)
-        write_json(run.path / METRICS, metrics)
-        if not settings.keep_checkpoints:
-            run.remove_checkpoints()
-        return metrics
+
+        def write() -> dict[str, Any]:
+            _save(run.path, self.model, self.tokenizer, masks)
+            if isinstance(self.task, Judges):
+                _save_scores(run.path, self.task, data["test"], predicted["test"])
+            metrics = {
+                "task": settings.task,
+                "method": self.planned.method_name,
+                "model": settings.model,
+                "seed": settings.seed,
+                "metric": self.task.metric,
+                "larger_is_better": self.task.larger_is_better,
+                "steps": steps,
+                "dense": scores if isinstance(method, Dense) else dense and dense["pruned"],
+                "pruned": scores,
+                **ratios,
+                "seconds": {**seconds, "total": time.monotonic() - began},
+                "method_report": method.report(),
+                "rows": rows,
+                "versions": _versions(ranks),
+                "config": self.planned.to_options(),
+                **extra,
+            }
+            certificate = (
+                certify(run.path, method.sparsity, method.tolerance)
+                if sizes is None
+                else certify_size(run.path, method.sparsity, sizes.weights, method.tolerance)
+            )
+            if selection := metrics["method_report"].get("certificate"):
+                certificate[SELECTION] = selection
+            write_json(run.path / CERTIFICATE, certificate)
+            write_json(run.path / METRICS, metrics)
+            if not settings.keep_checkpoints:
+                run.remove_checkpoints()
+            return metrics
+
+        return ranks.first(write)
 
 
 def _score(output: PredictionOutput) -> dict[str, float]:
@@ -388,11 +428,12 @@ def _save(path: Path, model: PreTrainedModel, tokenizer: Any, masks: dict[str, T
     os.replace(path / f".{MASKS}.tmp", path / MASKS)
 
 
-def _versions() -> dict[str, str]:
+def _versions(ranks: Ranks) -> dict[str, str]:
     packages = {name: version(name) for name in ("torch", "transformers", "accelerate", "safetensors", "numpy")}
     return {
         "argprune": __version__,
         "python": platform.python_version(),
         **packages,
         "threads": str(torch.get_num_threads()),
+        "processes": str(ranks.size),
     }

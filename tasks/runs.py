@@ -106,14 +106,15 @@ class RunDirectory:
                 (self.path / name).unlink()
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; removes what a kill left half-written."""
-        complete = []
-        for folder in self.path.glob("checkpoint-*"):
-            if (folder / CHECKPOINT_DONE).is_file():
-                complete.append(folder)
-            else:
-                shutil.rmtree(folder)
+        """The newest complete checkpoint; changes nothing: another process may be writing one."""
+        complete = [folder for folder in self.path.glob("checkpoint-*") if (folder / CHECKPOINT_DONE).is_file()]
         return max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+    def remove_incomplete(self) -> None:
+        """Remove checkpoints that a kill left half-written."""
+        for folder in self.path.glob("checkpoint-*"):
+            if not (folder / CHECKPOINT_DONE).is_file():
+                shutil.rmtree(folder)
 
     def remove_checkpoints(self) -> None:
         """Remove all checkpoints."""
@@ -144,13 +145,17 @@ class RunDirectory:
         write_atomic(path, "".join(kept))
 
 
-def held(lock: FileLock, path: Path, *, wait: bool) -> FileLock:
-    """Acquire a run's lock; where another process has it, wait, or raise ValueError."""
+@contextlib.contextmanager
+def held(lock: FileLock, path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a run's lock; where another process has it, wait, or raise ValueError."""
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
         raise ValueError(f"Output {path} is in use by another process; wait for it, or give another folder.") from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

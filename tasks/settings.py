@@ -104,7 +104,8 @@ class Settings:
         seed: seeds initialisation, data order and dropout.
         epochs: passes over the training split; 0 takes the model as it is (methods dense and one-shot ones).
         max_steps: optimizer steps, in place of `epochs`.
-        batch_size: examples per optimizer step.
+        batch_size: examples per optimizer step, of all processes together.
+        gradient_accumulation_steps: parts that a process computes its examples of a step in (default: 1).
         learning_rate: AdamW's peak learning rate; warmed up, then linear to 0.
         weight_decay: AdamW's decoupled weight decay, on matrices.
         lr_warmup: fraction of the steps during which the learning rate rises.
@@ -139,6 +140,7 @@ class Settings:
     epochs: float = 3.0
     max_steps: int | None = None
     batch_size: int = 16
+    gradient_accumulation_steps: int | None = None
     learning_rate: float = 3e-4
     weight_decay: float = 0.01
     lr_warmup: float = 0.06
@@ -172,6 +174,8 @@ class Settings:
         ):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} {getattr(self, name)}: it must be finite and > 0.")
+        if self.gradient_accumulation_steps is not None and self.gradient_accumulation_steps < 1:
+            raise ValueError(f"gradient_accumulation_steps {self.gradient_accumulation_steps}: at least 1.")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps {self.max_steps}: a run has at least one step.")
         if not 0 <= self.lr_warmup < 1:

@@ -32,6 +32,7 @@ from argprune.solvers.lagrangian import ExpectedSize, Gated, SizeConstraint, pre
 from argprune.solvers.methods.base import State
 from argprune.solvers.methods.low_rank import FactorPlan, Initial, LowRank
 from argprune.solvers.methods.size_gates import SizeGates
+from argprune.solvers.processes import average_over_processes
 from argprune.solvers.registry import register
 
 
@@ -86,6 +87,8 @@ class Flop(SizeGates, LowRank):
         if not self._gated:
             return
         of_loss = []
+        # Gates are no parameters: whoever averages gradients over processes knows nothing of theirs.
+        average_over_processes([f.gate.grad for f in self._factors if f.gate is not None and f.gate.grad is not None])
         for factors in self._factors:
             gate = factors.gate
             assert gate is not None

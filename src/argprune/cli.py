@@ -28,18 +28,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit status."""
     # No fork happens after the tokenizer was used; without this, tokenizers warns that one might.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if _is_one_of_several():
+        # DDP would warn, from every process, that it looks for weights without a gradient; most models have none.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
     except (argparse.ArgumentError, ValueError, ImportError) as error:
-        print(f"argprune: error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return _complain(f"error: {_one_line(error)}", 2)
     except _run_error() as error:
-        print(f"argprune: error: {_one_line(error)}", file=sys.stderr)
-        return 1
+        return _complain(f"error: {_one_line(error)}", 1)
     except KeyboardInterrupt:
-        print("argprune: interrupted; go on with the same command and --resume.", file=sys.stderr)
-        return 130
+        return _complain("interrupted; go on with the same command and --resume.", 130)
+    except Exception as error:
+        if not _is_one_of_several():
+            raise
+        from argprune.tasks.ranks import lost_connection, may_complain
+
+        if lost_connection(error):
+            return _complain("error: another process of this run has ended; go on with --resume.", 1)
+        if may_complain():
+            raise
+        return 1
+
+
+def _is_one_of_several() -> bool:
+    """Whether torchrun, or accelerate launch, started this process with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _complain(what: str, status: int) -> int:
+    """Print the line that ends a command, of several processes the first to meet an error alone; the exit status."""
+    if _is_one_of_several():
+        from argprune.tasks.ranks import may_complain
+
+        if not may_complain():
+            return status
+    print(f"argprune: {what}", file=sys.stderr)
+    return status
 
 
 def _run_error() -> type[Exception]:
@@ -67,6 +93,8 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] not in commands and not arguments[0].startswith("-"):
         raise ValueError(f"Unknown command {arguments[0]!r}. Known: {', '.join(commands)}.")
     namespace = top.parse_args(arguments[:1])
+    if namespace.command != "prune" and _is_one_of_several():
+        raise ValueError(f"{namespace.command} works in one process; start it without torchrun or accelerate launch.")
     return commands[namespace.command](arguments[1:])
 
 
@@ -133,9 +161,10 @@ def _prune(arguments: list[str]) -> int:
     from argprune.tasks.options import plan
     from argprune.tasks.progress import print_summary
     from argprune.tasks.prune import execute
+    from argprune.tasks.ranks import open_ranks
 
     run = execute(plan(options), Path(output), **controls)
-    if not controls["quiet"]:
+    if not controls["quiet"] and open_ranks().is_first:
         print_summary([run.metrics])
         print(f"Run directory: {output}")
     return 0
