@@ -203,7 +203,7 @@ function drawScores(parent) {
   for (const cell of cellsShown()) {
     const here = DATA.runs.filter((run) => run.cell === cell.index && passes(run) && (state.all || run.picked));
     const pruned = here.filter((run) => !run.dense && !muted.has(run.curve));
-    const dense = here.filter((run) => run.dense && run.picked && !muted.has(run.curve)).map((run) => run.score);
+    const denseRuns = here.filter((run) => run.dense && run.picked && !muted.has(run.curve)), dense = denseRuns.map((run) => run.score);
     const { holder, host } = figure(parent, DATA.cells.length > 1 ? cell.label : null, null);
     if (!pruned.length) {
       host.remove();
@@ -216,7 +216,7 @@ function drawScores(parent) {
         target, x: mean(same.map((run) => run.encoder)), ...interval(same.map((run) => run.score)), runs: same, ...reach(same),
       })).sort((a, b) => a.x - b.x),
     }));
-    const reference = dense.length ? interval(dense) : null;
+    const reference = dense.length ? { ...interval(dense), ...reach(denseRuns) } : null;
     const xs = pruned.flatMap((run) => [run.encoder, run.target]), values = pruned.map((run) => run.score).concat(dense);
     const width = host.clientWidth;
     const chart = frame(host, {
@@ -228,7 +228,7 @@ function drawScores(parent) {
     });
     if (reference) {
       const { left, right } = chart.box;
-      if (reference.low !== null) chart.area.append(make("rect", { class: "dense-band", x: left, width: right - left, y: chart.sy(reference.high), height: chart.sy(reference.low) - chart.sy(reference.high) }));
+      if (reference.from !== null) chart.area.append(make("rect", { class: "dense-band", x: left, width: right - left, y: chart.sy(reference.to), height: chart.sy(reference.from) - chart.sy(reference.to) }));
       chart.area.append(make("line", { class: "dense-line", x1: left, x2: right, y1: chart.sy(reference.mean), y2: chart.sy(reference.mean) }));
       const below = chart.sy(reference.mean) - chart.box.top < 13;
       chart.svg.append(make("text", { class: "dense-name", x: right - 2, y: chart.sy(reference.mean) + (below ? 15 : -6), "text-anchor": "end" }, `dense ${score(cell, reference.mean)}`));
