@@ -71,6 +71,8 @@ PACKAGES = {
     "argprune.tasks.prune": "Runs",
     "argprune.tasks.data": "Tasks",
     "argprune.tasks.language": "Language modelling",
+    "argprune.tasks.studies": "Studies",
+    "argprune.tasks.report": "Reports",
 }
 
 

@@ -45,7 +45,10 @@ class Report:
 
 
 def report_command(report: Report, *, quiet: bool = False) -> int:
-    """Write a report and say where it is; 0. Raises ValueError for bad input, and where there is nothing to report."""
+    """Write a report and, unless quiet, say where it is; 0.
+
+    Raises ValueError for bad input, and where there is nothing to report.
+    """
     report.check()
     found = find(report.runs)
     drop_unreadable(found)

@@ -15,7 +15,7 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Job:
-    """A command that is ready to run: `argprune` with arguments; what it prints goes to the end of `log`."""
+    """A command with a name, ready to run: `argprune` with arguments; what it prints goes to the end of `log`."""
 
     name: str
     arguments: tuple[str, ...]
@@ -24,7 +24,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that ended. exit_status: negative where a signal ended it; message: the last line it printed."""
+    """A job that ended, by name. exit_status: negative where a signal ended it; message: the last line it printed."""
 
     name: str
     exit_status: int

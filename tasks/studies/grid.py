@@ -146,7 +146,7 @@ class Study:
 
 
 def load_study(path: str | Path) -> Study:
-    """Read a study file and check every point's options, before anything is started.
+    """Read a study file (path) and check every point's options, before anything is started.
 
     Raises ValueError, one line with the file and the key at fault, for a file that cannot be read, is no YAML
     or no mapping, has unknown keys, or holds options that `argprune prune` would refuse.

@@ -26,8 +26,8 @@ _LOOK_SECONDS = 1.0
 class StudyOutcome:
     """Where the points of a study stand, by name.
 
-    failed: with the error. left: killed, or waiting for a reference or a trial that was. failed_trials: runs for
-    tuning alone that failed, with the error; the others choose.
+    finished: which did. failed: with the error. left: killed, or waiting for a reference or a trial that was.
+    failed_trials: runs for tuning alone that failed, with the error; the others choose.
     """
 
     finished: tuple[str, ...]
