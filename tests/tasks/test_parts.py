@@ -109,5 +109,5 @@ def test_bf16_and_accumulation_leave_sparsity_exact(
 
 def test_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="^FSDP: methods need whole weights"):
+    with pytest.raises(ValueError, match=r"^FSDP: methods need whole weights"):
         open_ranks.__wrapped__()
