@@ -14,7 +14,7 @@ from argprune import prune
 from argprune.models.outputs import count_terms
 from argprune.tasks.harness import LengthGroupedSampler
 from argprune.tasks.parts import Parts, Shares, scaled
-from argprune.tasks.ranks import Ranks
+from argprune.tasks.ranks import Ranks, open_ranks
 from argprune.tasks.settings import Settings
 
 
@@ -105,3 +105,9 @@ def test_bf16_and_accumulation_leave_sparsity_exact(
     assert all(not saved[name][~mask].any() for name, mask in masks.items())
     assert sum(int(saved[name].count_nonzero()) for name in masks) == kept
     assert run.metrics["sparsity"]["encoder"] == pytest.approx(1 - kept / total, abs=1e-12)
+
+
+def test_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"^FSDP: methods need whole weights"):
+        open_ranks.__wrapped__()
