@@ -68,7 +68,8 @@ def run_with_kills(arguments: list[str], folder: Path, output: str, runs: int, k
     for number in range(kills):
         process = subprocess.Popen(arguments, cwd=folder, start_new_session=True)
         # Not before something has begun, nor when all has ended; how fast the machine is does not matter.
-        finished, begun = round(chance.uniform(number, number + 0.9) * runs / kills), count("*.log")
+        finished = min(round(chance.uniform(number, number + 0.9) * runs / kills), runs - 2)
+        begun = count("*.log")
         while process.poll() is None and (count("*/metrics.json") < finished or count("*.log") <= min(begun, runs - 2)):
             time.sleep(0.02)
         wait = chance.uniform(0, 12 if chance.random() < 0.7 else 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from argprune.tasks.certificate import check_certificate
+from argprune.tasks.report.folders import prove
 from argprune.tasks.runs import CERTIFICATE, MODEL, RunDirectory
 
 CARD = "README.md"
@@ -34,11 +35,11 @@ def model_card(run: RunDirectory, facts: Mapping[str, Any]) -> str:
     run: the finished run. facts: the content of export.json. Says whether the run's certificate holds now.
     """
     metrics, config = run.metrics(), run.config()
-    base = _name(metrics["model"])
+    metrics = {**metrics, **{key: _name(metrics[key]) for key in ("model", "task", "method")}}
+    base = metrics["model"]
     sections = [
-        f"# {base} for {_name(metrics['task'])}, {metrics['sparsity']['target']:.0%} pruned by `{metrics['method']}`",
-        f"Made by [argprune](https://pypi.org/project/argprune) {metrics['versions']['argprune']} from `{base}`, "
-        f"exported as `{facts['format']}`.",
+        f"# {base} for {metrics['task']}, {metrics['sparsity']['target']:.0%} pruned by `{metrics['method']}`",
+        f"Made by argprune {metrics['versions']['argprune']} from `{base}`, exported as `{facts['format']}`.",
         "## How to load",
         _usage(facts["load"]),
         "## Results",
@@ -54,8 +55,18 @@ def model_card(run: RunDirectory, facts: Mapping[str, Any]) -> str:
 
 
 def _name(spec: str) -> str:
-    """A folder by its last part: where it lies is nobody's business."""
-    return Path(spec).name if Path(spec).is_absolute() or Path(spec).is_dir() else spec
+    """A file or folder, or a class in one, by its last part: where it lies is nobody's business."""
+    path = Path(spec)
+    return path.name if path.is_absolute() or path.exists() or re.search(r"\.py:\w+$", spec) else spec
+
+
+def _named(value: Any) -> Any:
+    """The same with every text by its name."""
+    if isinstance(value, Mapping):
+        return {key: _named(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_named(each) for each in value]
+    return _name(value) if isinstance(value, str) and value else value
 
 
 def _front_matter(run: RunDirectory, metrics: Mapping[str, Any]) -> str:
@@ -64,8 +75,8 @@ def _front_matter(run: RunDirectory, metrics: Mapping[str, Any]) -> str:
     results = [
         EvalResult(
             task_type=pipeline or "other",
-            dataset_type=_name(metrics["task"]),
-            dataset_name=_name(metrics["task"]),
+            dataset_type=metrics["task"],
+            dataset_name=metrics["task"],
             dataset_split=split,
             metric_type=metrics["metric"],
             metric_value=values[metrics["metric"]],
@@ -73,7 +84,7 @@ def _front_matter(run: RunDirectory, metrics: Mapping[str, Any]) -> str:
         for split, values in metrics["pruned"].items()
     ]
     data = ModelCardData(
-        model_name=f"{_name(metrics['model'])}-{_name(metrics['task'])}-{metrics['method']}",
+        model_name=f"{metrics['model']}-{metrics['task']}-{metrics['method']}",
         library_name="transformers",
         pipeline_tag=pipeline,
         tags=["argprune", "pruning", metrics["method"]],
@@ -124,8 +135,11 @@ def _speed(metrics: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def _certificate(run: RunDirectory) -> str:
+    proof = prove(run.path)
+    if proof.state in ("missing", "unreadable"):
+        return f"The run's certificate is {proof.state}: {proof.text}."
+    verdict = "holds" if proof.state == "verified" else "DOES NOT HOLD"
     stored = json.loads((run.path / CERTIFICATE).read_text(encoding="utf-8"))
-    verdict = "holds" if check_certificate(run.path) else "DOES NOT HOLD"
     what = "numbers in the saved factors" if stored["kind"] == "size" else "nonzero entries allowed by the saved masks"
     lines = [
         f"The run's certificate **{verdict}** for the files exported: {stored['kept']:,} {what}, of "
@@ -137,5 +151,4 @@ def _certificate(run: RunDirectory) -> str:
 
 def _options(config: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in _LOCAL}
-    kept |= {key: _name(kept[key]) for key in ("model", "task")}
-    return str(yaml.safe_dump(kept, sort_keys=False))
+    return str(yaml.safe_dump(_named(kept), sort_keys=False))

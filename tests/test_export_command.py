@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ def test_the_model_card_says_what_the_run_says(low_rank: Path, tmp_path: Path) -
 def test_the_model_card_tells_of_a_certificate_that_does_not_hold(finished: Path, tmp_path: Path) -> None:
     assert export(finished, "dense", tmp_path / "exported", "-q") == 0
     assert "certificate **DOES NOT HOLD**" in (tmp_path / "exported" / "README.md").read_text()
+
+
+def test_the_model_card_says_where_the_certificate_is_missing(low_rank: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(low_rank, run)
+    (run / "certificate.json").unlink()
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config + "augment: {file: /home/somebody/mine.py:Mine}\n")
+    assert export(run, "dense", tmp_path / "exported", "-q") == 0
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "certificate is missing" in card
+    assert "somebody" not in card
 
 
 def test_low_rank_runs_have_no_zeros_to_skip(

@@ -13,15 +13,11 @@ from typing import Any
 from argprune.tasks.report.tables import Row, Tables
 from argprune.tasks.runs import write_atomic
 
-# This table has the page's own name; the others have theirs behind it.
-_MAIN = "runs"
-
 
 def table_paths(page: Path, tables: Tables | None = None) -> dict[str, list[Path]]:
     """By table, its CSV and Parquet files; of `tables` only those that have rows."""
     names = [name for name, rows in tables.named().items() if rows] if tables else [f.name for f in fields(Tables)]
-    stems = {name: page.stem if name == _MAIN else f"{page.stem}-{name}" for name in names}
-    return {name: [page.with_name(stem + suffix) for suffix in (".csv", ".parquet")] for name, stem in stems.items()}
+    return {name: [page.with_name(f"{page.stem}-{name}{suffix}") for suffix in (".csv", ".parquet")] for name in names}
 
 
 def write_tables(page: Path, tables: Tables) -> None:

@@ -20,6 +20,7 @@ from argprune.tasks.certificate import check_certificate
 from argprune.tasks.runs import CERTIFICATE, CONFIG, LOG, MASKS, METRICS, SCORES, RunDirectory
 from argprune.tasks.studies.grid import load_study
 from argprune.tasks.studies.records import StudyRun
+from argprune.tasks.studies.tuning import resolved_points
 
 # What reading files that somebody else wrote, or half wrote, raises.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, yaml.YAMLError)
@@ -87,7 +88,9 @@ def find(arguments: Iterable[Path]) -> Found:
             folders += _within(argument, found)
         elif argument.suffix in _YAML and argument.is_file():
             study = load_study(argument)
-            folders += [study.output / point.name for point in study.points]
+            folders += [study.output / point.name for point in resolved_points(study)]
+            if undecided := len(study.points) - len(resolved_points(study)):
+                found.problems.append(Problem(str(argument), f"{undecided} points wait for tuning"))
         elif argument.suffix == ".json" and argument.is_file():
             _read_file(argument, found)
         elif argument.exists():

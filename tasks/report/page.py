@@ -122,7 +122,7 @@ def _data(found: Found, tables: Tables, cells: Sequence[tuple[str, str]], curves
                 "label": " · ".join((task, Path(model).name)),
                 "metric": rows[0]["metric"],
                 "percent": _is_share(rows),
-                "smaller": smaller_is_better(rows[0]["metric"]),
+                "smaller": smaller_is_better(rows[0]),
             }
             for (task, model), rows in zip(cells, of_cell, strict=True)
         ],
@@ -207,7 +207,7 @@ def _export(row: Row, runs: Sequence[Row], places: Mapping[str, int]) -> dict[st
 
 
 def _is_share(rows: Sequence[Row]) -> bool:
-    return not smaller_is_better(rows[0]["metric"]) and all(-1 <= row["score"] <= 1 for row in rows)
+    return not smaller_is_better(rows[0]) and all(-1 <= row["score"] <= 1 for row in rows)
 
 
 def _number(value: Any, digits: int = 6) -> float | None:
@@ -285,7 +285,7 @@ def _best(rows: Sequence[Row]) -> str:
         curves.setdefault(row["sparsity_target"], {}).setdefault(row["curve"], []).append(row["score"])
     sparsity = max(curves, key=lambda target: (len(curves[target]) > 1, target))
     means = {curve: fmean(values) for curve, values in curves[sparsity].items()}
-    smaller = smaller_is_better(here[0]["metric"])
+    smaller = smaller_is_better(here[0])
     curve = (min if smaller else max)(means, key=means.__getitem__)
     score = f"{100 * means[curve]:.1f} %" if _is_share(here) else f"{means[curve]:.4g}"
     count = len(curves[sparsity][curve])

@@ -36,7 +36,7 @@ _ASKED = (
     *("epochs", "max_steps", "batch_size", "max_length", "test rows"),
     *("method.height", "method.width", "method.size"),
 )
-# Metrics of which less is better; of all others more is.
+# Metrics of which less is better, in runs that do not say so themselves; of all others more is.
 _SMALLER = ("perplexity", "loss", "bits_per_character", "bits_per_byte")
 DENSE = "dense"
 
@@ -63,9 +63,9 @@ class Tables:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def smaller_is_better(metric: str) -> bool:
-    """Whether less of a metric is better."""
-    return metric in _SMALLER
+def smaller_is_better(row: Row) -> bool:
+    """Whether less of a run's metric is better."""
+    return not row["larger_is_better"]
 
 
 def drop_unreadable(found: Found) -> None:
@@ -202,6 +202,7 @@ def _run_row(run: Loaded, proof: Proof) -> Row:
         "sparsity_encoder": metrics["sparsity"]["encoder"],
         "sparsity_model": metrics["sparsity"]["model"],
         "metric": metric,
+        "larger_is_better": bool(metrics.get("larger_is_better", metric not in _SMALLER)),
         "score": float(splits["test"][metric]),
         "validation_score": _real((splits.get("validation") or {}).get(metric)),
         "dense_score": _real(((metrics.get("dense") or {}).get("test") or {}).get(metric)),
@@ -302,8 +303,7 @@ def _pick(rows: Sequence[Row]) -> None:
         key = row["task"], row["model"], row["curve"], row["sparsity_target"]
         cells[key][row["variant"]].append(row)
     for variants in cells.values():
-        metric = next(iter(variants.values()))[0]["metric"]
-        sign = -1 if smaller_is_better(metric) else 1
+        sign = -1 if smaller_is_better(next(iter(variants.values()))[0]) else 1
 
         def order(variant: str, variants: Any = variants, sign: int = sign) -> tuple[float, float, str]:
             told = [row["validation_score"] for row in variants[variant]]

@@ -114,7 +114,7 @@ class StudyProgress:
         steps = self.steps(name)
         if steps is not None and steps.total is not None:
             # From the first line on: what comes before is loading, and steps of an earlier session cost nothing.
-            done, since = self._first[name]
+            done, since = self._first.get(name, (steps.done, 0.0))
             if steps.done > done:
                 return (time.monotonic() - since) / (steps.done - done) * max(0, steps.total - steps.done)
         return max(0.0, self._mean() - self.elapsed(name)) if self._seconds else None
@@ -129,7 +129,7 @@ class StudyProgress:
             mean = self._mean()
         elif running and len(running) == len(self._started):
             # None has finished yet: those that wait will take as long as those that run.
-            mean = sum(map(self.elapsed, self._started)) / len(running) + sum(running) / len(running)
+            mean = sum(map(self.elapsed, list(self._started))) / len(running) + sum(running) / len(running)
         else:
             return None
         waiting = self.counts["left"] - len(self._started)

@@ -118,11 +118,13 @@ class Database:
         def facts(trial: Any) -> Any:
             return trial.params, trial.state, trial.value
 
-        if [facts(t) for t in there] != [facts(t) for t in wanted[: len(there)]]:
+        both = min(len(there), len(wanted))
+        if [facts(t) for t in there[:both]] != [facts(t) for t in wanted[:both]]:
             # A failed run that was retried: Optuna never changes a trial that has ended.
             self._optuna.delete_study(study_name=name, storage=self._storage)
             study = self._optuna.create_study(study_name=name, storage=self._storage, direction="maximize")
-            there = []
+            # Later ones stand, although one before them is being run again.
+            wanted, there = [*wanted, *there[both:]], []
         study.add_trials(wanted[len(there) :])
 
 

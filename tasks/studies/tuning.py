@@ -26,7 +26,7 @@ from argprune.tasks.studies.suggest import DATABASE, Database, Scored, suggest
 
 RECORD, TABLE = "tuning.json", "tuning.csv"
 # Metrics of which less is better, for runs whose metrics.json does not say.
-_LOSSES = frozenset({"perplexity"})
+_LOSSES = frozenset({"perplexity", "loss", "bits_per_character", "bits_per_byte"})
 
 
 @dataclass(frozen=True)

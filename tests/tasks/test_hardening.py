@@ -293,7 +293,10 @@ def test_killed_at_random_a_run_reaches_the_same_bits(options: dict[str, Any], t
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT / "src")]),
+        },
         check=False,
     )
     assert done.returncode == 0, done.stdout

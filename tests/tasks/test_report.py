@@ -95,13 +95,13 @@ def test_page_and_tables(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert set(re.findall(r"https?://[^\s\"'<)]+", page)) <= {"http://www.w3.org/2000/svg"}
     assert "argprune prune --config" in page
     assert page.count("data:image/png;base64,") == 3
-    rows = rows_of(tmp_path / "report.csv")
+    rows = rows_of(tmp_path / "report-runs.csv")
     assert len(rows) == 7
     for row in rows:
         metrics = json.loads((Path(row["path"]) / "metrics.json").read_text())
         assert float(row["score"]) == metrics["pruned"]["test"]["accuracy"]
         assert float(row["sparsity_encoder"]) == metrics["sparsity"]["encoder"]
-    for name in ("", "-logs", "-layers", "-comparisons"):
+    for name in ("-runs", "-logs", "-layers", "-comparisons"):
         table = pq.read_table(tmp_path / f"report{name}.parquet")
         rows = rows_of(tmp_path / f"report{name}.csv")
         assert table.num_rows == len(rows)
@@ -152,7 +152,7 @@ def test_numbers_are_tuned_and_words_are_curves(runs: Path, tmp_path: Path) -> N
         path.write_text(json.dumps(metrics))
     shutil.copytree(runs / "magnitude-0.75-0", tmp_path / "runs" / "plain")
     report(tmp_path / "report.html", tmp_path / "runs")
-    rows = {row["run"]: row for row in rows_of(tmp_path / "report.csv")}
+    rows = {row["run"]: row for row in rows_of(tmp_path / "report-runs.csv")}
     assert {name: row["curve"] for name, row in rows.items()} == {
         "blocks": "magnitude, structure blocks",
         "faster": "magnitude",
@@ -170,7 +170,7 @@ def test_what_is_wrong_is_named_in_a_line(runs: Path, broken: Path, tmp_path: Pa
     assert problems["later"].startswith("not started")
     assert all(problems[name].startswith("broken: metrics.json") for name in ("torn", "empty", "list", "words"))
     assert problems["torn-log"] == "1 of 4 lines of log.jsonl are broken and left out"
-    states = {row["run"]: row["certificate"] for row in rows_of(tmp_path / "report.csv")}
+    states = {row["run"]: row["certificate"] for row in rows_of(tmp_path / "report-runs.csv")}
     assert (states["revived"], states["torn-log"]) == ("fails", "missing")
     assert sum(state == "verified" for state in states.values()) == 7
     assert "the files are not those that it was made of" in page
@@ -202,7 +202,7 @@ def test_a_broken_mask_file_is_no_proof(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "rpp-0.5-0", tmp_path / "run")
     (tmp_path / "run" / "masks.safetensors").write_bytes(b"\x00" * 20)
     report(tmp_path / "report.html", tmp_path / "run")
-    [row] = rows_of(tmp_path / "report.csv")
+    [row] = rows_of(tmp_path / "report-runs.csv")
     assert row["certificate"] == "unreadable"
 
 
@@ -238,7 +238,7 @@ def test_a_run_named_twice_and_its_own_reference(tiny_model: str, tiny_data: str
     options: dict[str, Any] = {"data_dir": tiny_data, "max_steps": 2, "max_length": 16, "quiet": True}
     prune(tiny_model, "words", method="magnitude", sparsity=0.5, output=tmp_path / "run", **options)
     report(tmp_path / "report.html", tmp_path / "run", tmp_path / "run", tmp_path / "run" / "dense")
-    assert [row["run"] for row in rows_of(tmp_path / "report.csv")] == ["run", "run/dense"]
+    assert [row["run"] for row in rows_of(tmp_path / "report-runs.csv")] == ["run", "run/dense"]
 
 
 def test_criteria_and_exports(runs: Path, tmp_path: Path) -> None:
@@ -444,7 +444,9 @@ def test_filters_work_with_the_keyboard(browser: Any, runs: Path, tmp_path: Path
 def test_numbers_stand_beside_charts(browser: Any, runs: Path, tmp_path: Path) -> None:
     report(tmp_path / "report.html", runs)
     rows = [
-        row for row in rows_of(tmp_path / "report.csv") if (row["method"], row["sparsity_target"]) == ("rpp", "0.5")
+        row
+        for row in rows_of(tmp_path / "report-runs.csv")
+        if (row["method"], row["sparsity_target"]) == ("rpp", "0.5")
     ]
     mean = sum(float(row["score"]) for row in rows) / len(rows)
     seen = Watched(browser, tmp_path / "report.html")

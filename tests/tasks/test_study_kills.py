@@ -56,7 +56,7 @@ def work(tiny_model: str, tiny_data: str, tmp_path_factory: pytest.TempPathFacto
 
 def compare(work: Path, *options: str) -> list[str]:
     """The lines of scripts/kill_study.py, which must find everything equal."""
-    path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT / "src")])
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "kill_study.py"), str(work / "study.yaml"), str(work), *options],
         stdout=subprocess.PIPE,
