@@ -16,6 +16,7 @@ import yaml
 
 from argprune.tasks.studies import Ended, Job, Study, StudyOutcome, collect, load_study, run_study
 from argprune.tasks.studies.search import Choice, Range, Tuning, read_tuning, tuning_to_data
+from argprune.tasks.studies.suggest import Database, Scored
 from argprune.tasks.studies.tuning import resolved_points
 
 optuna = pytest.importorskip("optuna", reason="needs the extra `tune`")
@@ -340,3 +341,13 @@ def test_a_broken_database_is_refused(tmp_path: Path) -> None:
     (the_study.output / "tuning.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(ValueError, match=r"tuning\.db: cannot be used as the database of tuning .*Remove it\."):
         run_study(the_study, executor=Measured())
+
+
+def test_what_was_suggested_after_a_trial_that_is_run_again_stays(tmp_path: Path) -> None:
+    space = {"learning_rate": Choice((1e-4, 3e-4, 1e-3))}
+    trials = [Scored({"learning_rate": rate}, score) for rate, score in ((1e-4, None), (3e-4, 0.5), (1e-3, 0.7))]
+    database = Database(tmp_path / "tuning.db")
+    database.write("rpp", space, trials)
+    for first in (trials[:1], [Scored({"learning_rate": 1e-4}, 0.6)]):
+        database.write("rpp", space, first)
+        assert [values["learning_rate"] for values in database.suggested("rpp", space)] == [1e-4, 3e-4, 1e-3]
