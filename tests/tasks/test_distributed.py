@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor, multiprocessing
 from transformers import BertConfig, BertForSequenceClassification
@@ -193,7 +194,20 @@ def folder(
     tiny_model: str, tiny_data: str, tmp_path_factory: pytest.TempPathFactory, write_rows: Callable[..., None]
 ) -> Path:
     """A folder of models, and of the runs on them by one process (`one`) and by two (`two`)."""
-    path = tmp_path_factory.mktemp("processes")
+    base = tmp_path_factory.getbasetemp()
+    # xdist's workers share the folder above theirs: who comes first makes the runs for all.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = shared / "processes"
+    with FileLock(shared / "processes.lock"):
+        if not (path / "done").exists():
+            path.mkdir()
+            make_runs(path, tiny_model, tiny_data, write_rows)
+            (path / "done").touch()
+    return path
+
+
+def make_runs(path: Path, tiny_model: str, tiny_data: str, write_rows: Callable[..., None]) -> None:
+    """What `folder` holds."""
     shutil.copytree(tiny_model, path / "dropout")
     shutil.copytree(tiny_model, path / "plain")
     shutil.copytree(tiny_data, path / "data")
@@ -229,7 +243,6 @@ def folder(
     base = {**SMALL, "model": str(path / "plain"), "data_dir": str(path / "data")}
     join(run_rank, (path, base, free_port()), 2)
     join(run_alone, (path, base), 1)
-    return path
 
 
 @pytest.fixture(scope="module")
