@@ -100,6 +100,7 @@ def trial(options: list[str], folder: Path, seconds: float, chance: random.Rando
 
 
 def main() -> int:
+    """Kill runs at random, and compare each with one left alone; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the signals")

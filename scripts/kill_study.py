@@ -121,6 +121,7 @@ def timeless(run: Path) -> Any:
 
 
 def main() -> int:
+    """Kill a study at random, and compare it with one left alone; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path)
     parser.add_argument("work", type=Path)

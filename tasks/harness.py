@@ -344,6 +344,7 @@ class PruningBridge(TrainerCallback):
         return self._earlier + time.monotonic() - self._began
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Restore what the method had at the checkpoint, or give each process noise of its own."""
         ranks = self.trainer.ranks
         if self._checkpoint is None and not ranks.is_first:
             # Every process draws a dropout of its own. What methods draw is the same for all: seeded before.
@@ -366,6 +367,7 @@ class PruningBridge(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        """The method's `after_step`, at the learning rate of the step just made."""
         assert self.trainer.optimizer is not None
         assert self.trainer.model is not None
         shapes = [parameter.shape for parameter in self.trainer.model.parameters()]
@@ -399,6 +401,7 @@ class PruningBridge(TrainerCallback):
         self._progress.report(line)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Add to Trainer's checkpoint what the method needs, and last the marker that it is complete."""
         self.trainer.check_agreement()
         # Once all have written what is theirs: the checkpoint is complete with the marker.
         values = self._method.state_dict()
