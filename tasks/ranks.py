@@ -179,7 +179,9 @@ def lost_connection(error: BaseException) -> bool:
 
 def _portable(error: Exception) -> Exception:
     """The error as other processes can read it."""
-    return error if type(error) in (ValueError, RunError, ImportError) else RunError(f"{type(error).__name__}: {error}")
+    if isinstance(error, RunError) or type(error) in (ValueError, ImportError):
+        return error
+    return RunError(f"{type(error).__name__}: {error}")
 
 
 def _digest(tensors: Iterable[Tensor]) -> int:

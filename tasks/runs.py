@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -29,10 +30,23 @@ CONFIG, METRICS, LOG, MASKS, MODEL, CERTIFICATE, SCORES = (
 CHECKPOINT_DONE = "argprune.json"
 # What `write_atomic` writes into.
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+# What torch says where a file ended early that it was writing.
+_FULL_FOR_TORCH = ("PytorchStreamWriter", "unexpected pos")
 
 
 class RunError(RuntimeError):
-    """A run that started and could not go on; its message is one line for the user."""
+    """A run that started and could not go on; its message is one line for the user.
+
+    exit_status: what `argprune` ends with.
+    """
+
+    exit_status = 1
+
+
+class DiskFull(RunError):
+    """A run that needs nothing but space on its disk to go on; the exit status is that of sysexits' EX_TEMPFAIL."""
+
+    exit_status = 75
 
 
 @dataclass(frozen=True)
@@ -175,7 +189,14 @@ def one_line(path: Path, again: str = "--resume") -> Iterator[None]:
         reason = _disk_problem(error)
         if reason is None:
             raise
-        raise RunError(f"{path}: {reason}. Put that right; nothing is lost, {again} goes on.") from error
+        kind = DiskFull if _is_full(error) else RunError
+        raise kind(f"{path}: {reason}. Put that right; nothing is lost, {again} goes on.") from error
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(sign in str(error) for sign in (*_FULL_FOR_TORCH, "No space left", "File too large"))
 
 
 def _disk_problem(error: BaseException) -> str | None:
@@ -184,7 +205,7 @@ def _disk_problem(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return (error.strerror or text) + (f" ({error.filename})" if error.filename else "")
     # torch says neither which file nor why.
-    if "PytorchStreamWriter" in text or "unexpected pos" in text:
+    if any(sign in text for sign in _FULL_FOR_TORCH):
         return "a checkpoint cannot be written: the disk is full, or fails"
     if "PytorchStreamReader" in text or isinstance(error, EOFError):
         return "a checkpoint is cut off or broken; remove it to go on from the one before"

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (argparse.ArgumentError, ValueError, ImportError) as error:
         return _complain(f"error: {_one_line(error)}", 2)
     except _run_error() as error:
-        return _complain(f"error: {_one_line(error)}", 1)
+        return _complain(f"error: {_one_line(error)}", getattr(error, "exit_status", 1))
     except KeyboardInterrupt:
         return _complain("interrupted; go on with the same command and --resume.", 130)
     except Exception as error:

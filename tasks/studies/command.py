@@ -80,4 +80,4 @@ def _complaint(outcome: StudyOutcome) -> str:
     if outcome.failed:
         name, error = next(iter(outcome.failed.items()))
         return f"{outcome}; {name} failed: {error} (its log says more; --retry runs what failed again)"
-    return f"{outcome}; {outcome.left[0]} was killed. The same command resumes it."
+    return f"{outcome}; {outcome.left[0]} was ended. The same command resumes it."

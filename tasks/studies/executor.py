@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from argprune.tasks.runs import DiskFull
+
 _TAIL_BYTES = 1 << 16
 
 
@@ -32,8 +34,13 @@ class Ended:
 
     @property
     def killed(self) -> bool:
-        """Whether a signal ended it, directly or as a shell reports it (128 + signal): it may be resumed."""
+        """Whether a signal ended it, directly or as a shell reports it (128 + signal)."""
         return self.exit_status < 0 or self.exit_status > 128
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it may go on as it is: it was killed, or its disk was full."""
+        return self.killed or self.exit_status == DiskFull.exit_status
 
 
 class Busy(ValueError):

@@ -125,6 +125,7 @@ class Study:
             for method in self.tune.methods:
                 if method not in methods:
                     raise ValueError(f"tune: methods: {method!r} is not in the grid, which has {', '.join(methods)}.")
+            self.tune.check_budget(methods)
         yield from free.values()
         yield from waiting.values()
 

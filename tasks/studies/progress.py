@@ -75,7 +75,7 @@ class StudyProgress:
         """Called when a point cannot start because another process is at it."""
 
     def end(self, name: str, state: State, error: str = "") -> None:
-        """Called when a point ended, or failed without having been started; "left" if it was killed."""
+        """Called when a point ended, or failed without having been started; "left" if it goes on next time."""
         seconds = self.elapsed(name)
         self._started.pop(name, None)
         self._folders.pop(name, None)
@@ -97,7 +97,7 @@ class StudyProgress:
 
     def ending(self, name: str, state: State, error: str) -> str:
         """One line on a point that is about to end."""
-        verb = "killed (resumes next time)" if state == "left" else state
+        verb = "ended (resumes next time)" if state == "left" else state
         took = f" after {duration(self.elapsed(name))}" if name in self._started else ""
         return f"{verb} {name}{took}" + (f": {error}" if error else "")
 

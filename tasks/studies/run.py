@@ -26,7 +26,8 @@ _LOOK_SECONDS = 1.0
 class StudyOutcome:
     """Where the points of a study stand, by name.
 
-    finished: which did. failed: with the error. left: killed, or waiting for a reference or a trial that was.
+    finished: which did. failed: with the error. left: killed or ended by a full disk, or waiting for a reference or a
+    trial that was.
     failed_trials: runs for tuning alone that failed, with the error; the others choose.
     """
 
@@ -96,7 +97,7 @@ class _Session:
         self.runs: dict[str, StudyRun] = {}
         self.states: dict[str, State] = {}
         self.running: set[str] = set()
-        self.killed: set[str] = set()
+        self.interrupted: set[str] = set()
         # Runs that another process carries out, and when to look again.
         self.elsewhere: dict[str, float] = {}
         self.planned = Planned(())
@@ -142,7 +143,7 @@ class _Session:
             self.plan()
             self.progress.recount(self.counts())
         for point in self.planned.points:
-            if self.states[point.name] != "left" or point.name in self.running | self.killed:
+            if self.states[point.name] != "left" or point.name in self.running | self.interrupted:
                 continue
             needed = point.reference and self.states[point.reference.name]
             if point.reference and needed == "failed":
@@ -193,17 +194,13 @@ class _Session:
         run = self.runs[ended.name]
         if run.state() == "finished":
             self._end(ended.name, "finished")
-        elif ended.killed:
-            self.killed.add(ended.name)
-            self.progress.end(ended.name, "left", f"exit status {ended.exit_status}")
+        elif ended.resumable:
+            self.interrupted.add(ended.name)
+            self.progress.end(ended.name, "left", _last_words(ended))
         elif ended.exit_status == 0:
             self._fail(ended.name, "exit status 0, but no metrics.json", 0)
         else:
-            said = (
-                ended.message.removeprefix("argprune: error: ")
-                or f"exit status {ended.exit_status}, and nothing printed"
-            )
-            self._fail(ended.name, said, ended.exit_status)
+            self._fail(ended.name, _last_words(ended), ended.exit_status)
 
     def _fail(self, name: str, error: str, exit_status: int | None) -> None:
         self.runs[name].write_error(error, exit_status)
@@ -226,3 +223,11 @@ class _Session:
         left = (*names("left", trials=True), *names("left"), *self.planned.undecided)
         failed = {**errors(names("failed")), **self.planned.hopeless}
         return StudyOutcome(names("finished"), failed, left, errors(names("failed", trials=True)))
+
+
+def _last_words(ended: Ended) -> str:
+    """Why a job did not finish: the last line that it printed, unless a signal cut that off."""
+    status = f"exit status {ended.exit_status}"
+    if ended.killed:
+        return status
+    return ended.message.removeprefix("argprune: error: ") or f"{status}, and nothing printed"

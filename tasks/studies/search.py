@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -116,20 +116,23 @@ class Tuning:
             for option in space:
                 if option in ("method", "seed", "sparsity") or option in self.at:
                     raise ValueError(f"tune: {where}: {option!r} is not searched, but fixed. Remove it.")
-        if self.sampler == "grid":
-            self._check_grid()
 
-    def _check_grid(self) -> None:
-        """Every combination once is an equal budget only where there are equally many."""
+    def check_budget(self, methods: Iterable[str]) -> None:
+        """Raise ValueError where the methods of a study, which are searched by grid, would not have equal budgets.
+
+        methods: their names. Every combination once is an equal budget only where there are equally many.
+        """
+        if self.sampler != "grid":
+            return
         sizes = {}
-        for name in [*self.methods, "every other method"]:
+        for name in methods:
             space = self.space_of(name)
             if continuous := [option for option, domain in space.items() if isinstance(domain, Range)]:
                 raise ValueError(f"tune: sampler grid needs lists, but {continuous[0]!r} is a range. Give its values.")
             if space:
                 sizes[name] = math.prod(len(domain.examples()) for domain in space.values())
-        wanted = self.trials if self.trials is not None else next(iter(sizes.values()))
         for name, size in sizes.items():
+            wanted = self.trials if self.trials is not None else next(iter(sizes.values()))
             if size != wanted:
                 raise ValueError(
                     f"tune: {size} combinations for {name}, but {wanted} trials for each. Give lists of equal sizes."

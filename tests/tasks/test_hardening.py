@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from argprune import prune
 from argprune.cli import main
 from argprune.tasks import runs
-from argprune.tasks.runs import CHECKPOINT_DONE, RunDirectory, RunError
+from argprune.tasks.runs import CHECKPOINT_DONE, DiskFull, RunDirectory, RunError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("masks.safetensors", "model/model.safetensors")
@@ -79,12 +79,23 @@ def test_what_a_failing_disk_costs_is_nothing(
     with largest_file(size), pytest.raises(RunError) as caught:
         prune(**options, output=path)
     message = str(caught.value)
+    assert type(caught.value) is DiskFull
     assert "\n" not in message
     assert message.startswith(str(path))
     assert message.endswith("nothing is lost, --resume goes on.")
     assert not RunDirectory(path).finished
     prune(**options, output=path, resume=True)
     check(path, expected)
+
+
+def test_a_full_disk_has_an_exit_status_of_its_own(
+    tmp_path: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(options))
+    with largest_file(100):
+        assert main(["prune", "--config", str(config), "--output", str(tmp_path / "run")]) == DiskFull.exit_status
+    assert capsys.readouterr().err.endswith("nothing is lost, --resume goes on.\n")
 
 
 @pytest.fixture
@@ -106,7 +117,7 @@ def test_full_and_read_only_disks(
 ) -> None:
     path, ballast = small_disk / "run", small_disk / "ballast"
     ballast.write_bytes(bytes(2_500_000))
-    with pytest.raises(RunError, match=r"No space left|the disk is full"):
+    with pytest.raises(DiskFull, match=r"No space left|the disk is full"):
         prune(**options, output=path)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for where in (path, small_disk / "new"):

@@ -28,6 +28,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from argprune.tasks.runs import DiskFull
 from argprune.tasks.studies import (
     Ended,
     Job,
@@ -130,8 +131,8 @@ def metrics(the_study: Study, name: str) -> dict[str, Any]:
 class Instant:
     """An executor that finishes every job at once, the one started last first; notes who ran beside whom."""
 
-    def __init__(self, slots: int = 1, failing: str = "$^", killed: str = "$^") -> None:
-        self.slots, self.failing, self.killed = slots, failing, killed
+    def __init__(self, slots: int = 1, failing: str = "$^", killed: str = "$^", exit_status: int = 137) -> None:
+        self.slots, self.failing, self.killed, self.exit_status = slots, failing, killed, exit_status
         self.running: list[Job] = []
         self.started: list[str] = []
 
@@ -143,7 +144,7 @@ class Instant:
     def wait(self, timeout: float) -> Ended | None:
         job = self.running.pop()
         if re.match(self.killed, job.name):
-            return Ended(job.name, 137, "")
+            return Ended(job.name, self.exit_status, "")
         if re.match(self.failing, job.name):
             return Ended(job.name, 1, "boom")
         folder = Path(job.arguments[4])
@@ -251,9 +252,10 @@ def test_killed_points_are_left_and_resume(tmp_path: Path, fake: list[str]) -> N
     assert metrics(the_study, name)["method_report"]["resumed"]
 
 
-def test_points_wait_for_a_killed_reference(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exit_status", [137, -9, DiskFull.exit_status])
+def test_points_wait_for_a_reference_that_was_ended(tmp_path: Path, exit_status: int) -> None:
     the_study = study(tmp_path, {"seed": [0, 1]})
-    outcome = run_study(the_study, executor=Instant(killed="dense-s0-seed0"))
+    outcome = run_study(the_study, executor=Instant(killed="dense-s0-seed0", exit_status=exit_status))
     assert (len(outcome.finished), len(outcome.failed), len(outcome.left)) == (2, 0, 2)
     assert run_study(the_study, executor=Instant()).ok
 
@@ -285,6 +287,7 @@ from pathlib import Path
 import yaml
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from argprune.tasks.runs import DiskFull
 from argprune.tasks.studies import LocalExecutor, Study, run_study
 keys = yaml.safe_load(open({str(tmp_path / "study.yaml")!r}))
 keys["output"] = Path(keys["output"])
@@ -518,7 +521,7 @@ def test_command(tmp_path: Path, command: Callable[..., int], capsys: pytest.Cap
     assert out.splitlines()[-1] == f"study {tmp_path / 'runs'}: 2 finished, 0 failed, 0 left"
     assert "started magnitude" in error
     assert command({"fake": "be killed once"}) == 1
-    assert re.search("1 left; magnitude-.* was killed. The same command resumes it.", capsys.readouterr().err)
+    assert re.search("1 left; magnitude-.* was ended. The same command resumes it.", capsys.readouterr().err)
     with pytest.raises(ValueError, match="jobs 0"):
         command({"seed": 0}, jobs=0)
     with pytest.raises(ValueError, match="--gpus is for --backend ray"):
@@ -556,7 +559,7 @@ def test_lines(tmp_path: Path) -> None:
         "started magnitude-s0.5-seed0",
         "failed magnitude-s0.5-seed1: dense reference dense-s0-seed1 failed: boom",
         "study T/runs: 1 finished, 2 failed, 1 running, 0 left, about 0 s to go",
-        "killed (resumes next time) magnitude-s0.5-seed0 after 0 s: exit status 137",
+        "ended (resumes next time) magnitude-s0.5-seed0 after 0 s: exit status 137",
         "study T/runs: 1 finished, 2 failed, 0 running, 1 left, about 0 s to go",
     ]
 

@@ -196,6 +196,17 @@ def test_dense_references_are_tuned_where_they_are_named(tmp_path: Path) -> None
     assert len(executor.started) == 2 + 1 + 2 + 1
 
 
+def test_a_grid_counts_the_methods_of_the_study(tmp_path: Path) -> None:
+    rates = {"learning_rate": [1e-3, 2e-3, 4e-3]}
+    # Two rates for any other method, but there is none.
+    tune = {"space": {"learning_rate": [1e-3, 2e-3]}, "methods": {"rpp": rates, "magnitude": rates}, "sampler": "grid"}
+    the_study = study(tmp_path, tune, {"method": ["rpp", "magnitude"], "sparsity": 0.5})
+    assert run_study(the_study, executor=Measured(9)).ok
+    assert sorted(len(tried) for tried in values(the_study).values()) == [3, 3]
+    with pytest.raises(ValueError, match="tune: 3 combinations for magnitude, but 2 trials for each"):
+        study(tmp_path, tune, {"method": ["rpp", "magnitude", "admm"], "sparsity": 0.5})
+
+
 def test_failed_trials_are_no_choice(tmp_path: Path) -> None:
     tune = {"space": {"learning_rate": [5e-3, 1e-4, 1e-3]}, "sampler": "grid", "at": {"seed": 7}}
     the_study = study(tmp_path, tune, {"method": "rpp", "sparsity": 0.5, "seed": [0, 1]}, diverges_above=5e-4)
