@@ -1,8 +1,9 @@
-"""The official metrics of the tasks, computed by the libraries that the field uses; every one is a share.
+"""The official metrics of the tasks, computed by the libraries that the field uses; every one but NIST is a share.
 
 accuracy, F1, Matthews correlation by scikit-learn, Pearson and Spearman by scipy, entity F1 by seqeval, BLEU and chrF
-by sacrebleu, ROUGE-L by rouge-score (extra `metrics`). Exact match and token F1 of SQuAD follow its official scripts,
-of which there is no library. What the libraries give in percent is divided by 100: BLEU 0.652 is what papers call 65.2.
+by sacrebleu, ROUGE-L by rouge-score, NIST by nltk (extra `metrics`). Exact match and token F1 of SQuAD follow its
+official scripts, of which there is no library. What the libraries give in percent is divided by 100: BLEU 0.652 is
+what papers call 65.2.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _MODULES: Mapping[str, str] = {
     "matthews_correlation": "sklearn",
     "entity_f1": "seqeval",
     "bleu": "sacrebleu",
+    "nist": "nltk",
     "rouge_l": "rouge_score",
 }
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -90,9 +92,10 @@ def entity_scores(predicted: Sequence[Sequence[str]], tags: Sequence[Sequence[st
 
 
 def text_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Corpus BLEU and chrF over all references of a text, and the mean ROUGE-L F-measure with the best of them.
+    """Corpus BLEU, chrF and NIST over all references of a text, and the mean ROUGE-L F-measure with the best of them.
 
-    sacrebleu's defaults: 13a tokens, exponential smoothing, chrF2. ROUGE-L without stemming.
+    sacrebleu's defaults: 13a tokens, exponential smoothing, chrF2. ROUGE-L without stemming. NIST, in bits and not a
+    share, of up to five of the 13a tokens in lower case, as mteval-v13a.pl takes them.
     """
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU, CHRF
@@ -110,7 +113,20 @@ def text_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]) -
         "bleu": BLEU().corpus_score(*given).score / 100,
         "chrf": CHRF().corpus_score(*given).score / 100,
         "rouge_l": float(np.mean(rouge)),
+        "nist": _nist(predicted, references),
     }
+
+
+def _nist(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    from nltk.translate.nist_score import corpus_nist
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    tokenizer = Tokenizer13a()
+    written = [tokenizer(text.lower()).split() for text in predicted]
+    texts = [[tokenizer(text.lower()).split() for text in right] for right in references]
+    # nltk divides by how many n-grams were written, which may be none.
+    longest = max(map(len, written))
+    return float(corpus_nist(texts, written, n=min(5, longest))) if longest else 0.0
 
 
 def answer_scores(predicted: str, answers: Sequence[str], *, with_null: bool) -> tuple[float, float]:

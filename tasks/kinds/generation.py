@@ -54,7 +54,7 @@ class DataToText:
     larger_is_better: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(["bleu", "rouge_l"])
+        require(["bleu", "nist", "rouge_l"])
         check_splits(self.name, self.splits)
         if self.kind not in ("seq2seq-lm", "causal-lm"):
             raise ValueError(f"task {self.name}: objective {self.kind!r}; choose seq2seq-lm or causal-lm.")
@@ -117,7 +117,7 @@ class DataToText:
         return written.masked_fill(ends.cumsum(1) > ends, _IGNORED)
 
     def measure(self, prediction: Any) -> dict[str, float]:
-        """BLEU, chrF and ROUGE-L of what was written, against all texts of each source.
+        """BLEU, chrF, NIST and ROUGE-L of what was written, against all texts of each source.
 
         prediction: its `inputs` are the `Encoded` sources that were predicted.
         """

@@ -129,7 +129,7 @@ def test_data_to_text(folder: Path, tmp_path: Path, objective: Any) -> None:
     metrics = both(
         str(model), "texts", tmp_path / "run", data_dir=str(folder), objective=objective, new_tokens=5, max_length=64
     )
-    assert set(metrics["pruned"]["test"]) == {"bleu", "chrf", "rouge_l", "loss"}
+    assert set(metrics["pruned"]["test"]) == {"bleu", "chrf", "rouge_l", "nist", "loss"}
 
 
 def test_what_is_easy_is_learned(tiny_model: str, tmp_path: Path, write_rows: Any) -> None:

@@ -121,6 +121,16 @@ def test_texts() -> None:
     assert math.isfinite(text_scores([""], [["x"]])["chrf"])
 
 
+def test_nist_is_that_of_doddington() -> None:
+    # Of four reference tokens a is two, b and c one each: 1, 2 and 2 bits; "a b" after a 1 bit, "b a" after b none.
+    right = [["a b a"], ["c"]]
+    assert text_scores(["A b x", "c"], right)["nist"] == pytest.approx((1 + 2 + 2) / 4 + 1 / 2)
+    # A quarter too short; two thirds of the references' length would cost a half.
+    penalty = 0.5 ** (math.log(3 / 4) / math.log(2 / 3)) ** 2
+    assert text_scores(["a b", "c"], right)["nist"] == pytest.approx(penalty * ((1 + 2 + 2) / 3 + 1 / 1))
+    assert text_scores(["", ""], right)["nist"] == text_scores(["z", "z"], right)["nist"] == 0
+
+
 def test_a_library_that_is_missing_is_named_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"'entity_f1' needs seqeval.*pip install 'argprune\[metrics\]'"):
