@@ -17,7 +17,6 @@ from transformers import BertForSequenceClassification
 from argprune.cli import main
 from argprune.models import find_heads, find_neurons, load_shrunk, load_sparse, load_tokenizer
 from argprune.models.export import OnnxModel, SparseLinear, example_inputs, largest_difference, read_logits
-from argprune.models.export import strips as strips_module
 from argprune.models.factorised import find_factors
 from argprune.tasks import export_command
 from argprune.tasks.runs import RunError
@@ -37,12 +36,6 @@ def finished(tiny_model: str, tiny_data: str, tmp_path_factory: pytest.TempPathF
         tie.assign(stack)
     model.save_pretrained(folder / "model")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels that are not compiled: that takes seconds, and is tested elsewhere."""
-    monkeypatch.setattr(strips_module, "_kernel", lambda name, *case: strips_module._BODIES[name])
 
 
 def export(run: Path, kind: str, output: Path, *more: str) -> int:

@@ -4,8 +4,8 @@
     compact  y[rows] = x[columns] W[rows, columns]' + b    rows and columns that are zero from end to end
     csr      torch's compressed rows (MKL)                 few entries
     bsr      torch's compressed 16 x 16 blocks (MKL)       few blocks
-    pairs    strips of two rows (strips.py)                blocks and block columns
-    rows     strips of one row (strips.py)                 few entries, in any place
+    strips   16 rows with the same columns (strips.py)     blocks and block columns
+    rows     every row by itself (strips.py)               few entries, in any place
     2:4      torch's semi-structured, CUDA only            two of every four entries of a row
 
 All take what the layer took that they replace, and hold no parameters: none of them can be trained.
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from argprune.models.export.kernels import NoCompiler
 from argprune.models.export.strips import make_strips, multiply
 
 _BLOCK = 16
@@ -119,48 +120,37 @@ class BSRLinear(CompressedLinear):
 
 
 class StripLinear(SparseLinear):
-    """Strips of rows, by a compiled kernel; dense from the first failure to compile on."""
+    """Strips of 16 rows, which keep the same columns; dense from the first failure to compile on."""
 
-    height: int
+    kind = "strips"
+    height = 16
 
     def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
         super().__init__(matrix, bias)
-        if matrix.dtype != torch.float32 or matrix.device.type != "cpu":
-            raise Unsuitable(f"{self.kind}: {matrix.dtype} on {matrix.device.type}; strips are float32 on the CPU.")
-        rows, columns = matrix.shape
-        if rows % 2 or rows < 4 or columns < 2:
-            raise Unsuitable(f"{self.kind}: {rows} x {columns}; strips need an even number of rows, 4 x 2 at least.")
-        self.strips = make_strips(matrix, self.height)
+        try:
+            self.strips = make_strips(matrix, self.height)
+        except ValueError as error:
+            raise Unsuitable(f"{self.kind}: {error}") from error
         self._dense: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
         """Stored values, of the matrix's dtype, for code that asks a layer for it."""
-        return self.strips.bands[0].values
+        return self.strips.values
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs)."""
-        from torch._dynamo.exc import TorchDynamoException
-
         if self._dense is None:
             try:
                 return multiply(self.strips, x, self.bias)
-            except TorchDynamoException as error:
-                reason = str(error).strip().splitlines()[0]
-                warnings.warn(f"sparse layers run as dense ones, since nothing compiles here: {reason}", stacklevel=2)
+            except NoCompiler as error:
+                warnings.warn(f"sparse layers run as dense ones, since nothing compiles here: {error}", stacklevel=2)
                 self._dense = self.strips.to_dense()
         return linear(x, self._dense, self.bias)
 
 
-class PairLinear(StripLinear):
-    """Strips of two rows, which keep the same columns."""
-
-    kind = "pairs"
-    height = 2
-
-
 class RowLinear(StripLinear):
-    """Strips of one row."""
+    """Rows with columns of their own."""
 
     kind = "rows"
     height = 1
@@ -191,7 +181,7 @@ class SemiStructuredLinear(SparseLinear):
 
 
 FORMATS: Mapping[str, Callable[[Tensor, Tensor | None], SparseLinear]] = {
-    layer.kind: layer for layer in (CompactLinear, CSRLinear, BSRLinear, PairLinear, RowLinear, SemiStructuredLinear)
+    layer.kind: layer for layer in (CompactLinear, CSRLinear, BSRLinear, StripLinear, RowLinear, SemiStructuredLinear)
 }
 
 
