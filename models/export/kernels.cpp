@@ -20,6 +20,14 @@ static inline vec load(const float* from) {
 
 static inline void store(float* to, vec value) { std::memcpy(to, &value, sizeof value); }
 
+// GCC has Clang's name for this only from version 12 on.
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t lanes __attribute__((vector_size(32)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, lanes{__VA_ARGS__})
+#endif
+
 // ---- Strips of 16 rows that keep the same columns: of up to six tokens, 12 sums in registers.
 
 constexpr int HEIGHT = 2 * LANES, TOKENS = 6;
@@ -81,17 +89,17 @@ static inline void transpose(const float* from, int64_t from_stride, float* to, 
   vec a[LANES], b[LANES];
   for (int i = 0; i < LANES; ++i) a[i] = load(from + i * from_stride);
   for (int i = 0; i < LANES; i += 2) {
-    b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-    b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    b[i] = SHUFFLE(a[i], a[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+    b[i + 1] = SHUFFLE(a[i], a[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
   }
   for (int i = 0; i < LANES; i += 4)
     for (int j = 0; j < 2; ++j) {
-      a[i + j] = __builtin_shufflevector(b[i + j], b[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-      a[i + j + 2] = __builtin_shufflevector(b[i + j], b[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+      a[i + j] = SHUFFLE(b[i + j], b[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      a[i + j + 2] = SHUFFLE(b[i + j], b[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
     }
   for (int j = 0; j < 4; ++j) {
-    store(to + j * to_stride, __builtin_shufflevector(a[j], a[j + 4], 0, 1, 2, 3, 8, 9, 10, 11));
-    store(to + (j + 4) * to_stride, __builtin_shufflevector(a[j], a[j + 4], 4, 5, 6, 7, 12, 13, 14, 15));
+    store(to + j * to_stride, SHUFFLE(a[j], a[j + 4], 0, 1, 2, 3, 8, 9, 10, 11));
+    store(to + (j + 4) * to_stride, SHUFFLE(a[j], a[j + 4], 4, 5, 6, 7, 12, 13, 14, 15));
   }
 }
 
