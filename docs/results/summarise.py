@@ -26,6 +26,10 @@ def main() -> None:
     print()
     pins()
     print()
+    pins_glue()
+    print()
+    blocks()
+    print()
     criteria()
     print()
     operators()
@@ -75,13 +79,61 @@ def pins() -> None:
         print(f"| {' | '.join(cells)} |")
 
 
+def pins_glue() -> None:
+    """pins-glue.csv: a row a task, sparsity, method and learning rate, best on validation first."""
+    runs: dict[tuple[str, float, str, float], list[Row]] = defaultdict(list)
+    for row in finished("pins-glue.csv"):
+        name = scored(row)
+        runs[row["task"], float(row["sparsity_target"]), name, float(row["option.learning_rate"])].append(row)
+
+    def order(item: tuple[tuple[str, float, str, float], list[Row]]) -> tuple[str, float, float]:
+        return item[0][0], -item[0][1], -mean(float(row["validation_accuracy"]) for row in item[1])
+
+    print("| task | sparsity | method | learning rate | seeds | validation | test | test against dense |")
+    print("|---|---|---|---|---|---|---|---|")
+    for (task, sparsity, method, rate), rows in sorted(runs.items(), key=order):
+        cells = [task, f"{sparsity:.0%}", method, f"{rate:g}", str(len(rows)), *accuracies(rows)]
+        cells.append("" if method == "dense" else against_dense(rows))
+        print(f"| {' | '.join(cells)} |")
+
+
+def blocks() -> None:
+    """blocks.csv: a row a sparsity, structure and method, best on validation first."""
+    runs: dict[tuple[float, str, str], list[Row]] = defaultdict(list)
+    for row in finished("blocks.csv"):
+        if row["method"] != "dense":
+            height = row["option.method.height"]
+            structure = f"block columns of {height}" if height else "blocks 16 x 16"
+            runs[float(row["sparsity_target"]), structure, grouped(row)].append(row)
+
+    def order(item: tuple[tuple[float, str, str], list[Row]]) -> tuple[float, str, float]:
+        return item[0][0], item[0][1], -mean(float(row["validation_accuracy"]) for row in item[1])
+
+    print("| sparsity | structure | method | seeds | validation | test | test against dense |")
+    print("|---|---|---|---|---|---|---|")
+    for (sparsity, structure, method), rows in sorted(runs.items(), key=order):
+        cells = [f"{sparsity:.0%}", structure, method, str(len(rows)), *accuracies(rows), against_dense(rows)]
+        print(f"| {' | '.join(cells)} |")
+
+
+def grouped(row: Row) -> str:
+    """The method with what tells its variants apart."""
+    if row["method"] != "block-lasso":
+        return row["method"]
+    if row["option.method.literal"]:
+        return "block-lasso, literal"
+    if row["option.method.metric"]:
+        return f"block-lasso, {row['option.method.metric']}"
+    return "block-lasso" + ("" if int(float(row["report.rounds"])) else ", factors fixed")
+
+
 def scored(row: Row) -> str:
     """The method with what tells its variants apart."""
     if row["method"] != "pins":
         return row["method"]
-    criterion = row["option.method.criterion"] or row["option.method.criterion.name"] or "pins"
+    criterion = row.get("option.method.criterion") or row["option.method.criterion.name"] or "pins"
     sign = row["option.method.criterion.sign"] or ("displacement" if criterion == "pins" else "")
-    masks = row["option.method.masks"]
+    masks = row.get("option.method.masks")
     regularized = row["option.method.self_regularization"] != "none"
     if criterion == "platon":
         return "platon, self-regularized"
