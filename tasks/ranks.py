@@ -40,6 +40,11 @@ class Ranks:
         self.rank, self.size, self._group = rank, size, group
 
     @property
+    def group(self) -> dist.ProcessGroup | None:
+        """What the processes talk over on the CPU; None of a single one."""
+        return self._group
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
@@ -143,9 +148,12 @@ class Ranks:
 
 @cache
 def open_ranks() -> Ranks:
-    """The processes of this run; one, where nothing started several. Raises ValueError for FSDP."""
+    """The processes of this run; one, where nothing started several. Raises ValueError for accelerate's FSDP."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
-        raise ValueError("FSDP: methods need whole weights, and FSDP shards them; launch without it (DDP).")
+        raise ValueError(
+            "FSDP of accelerate (--use_fsdp) hides the shards from methods, and on CPUs it is DDP; launch without it, "
+            "and give argprune --fsdp."
+        )
     if not was_launched():
         return Ranks()
     from accelerate import PartialState  # type: ignore[import-untyped]

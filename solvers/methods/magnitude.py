@@ -79,6 +79,11 @@ class Magnitude(Method):
         """The units that the structure names."""
         return self._structure.kinds
 
+    @property
+    def needs_whole_weights(self) -> str | None:
+        """Groups may lie across the rows of several processes; entries do not."""
+        return None if self.structure == "elements" else f"structure {self.structure!r} ties entries"
+
     def tie(self, ties: Sequence[Tied]) -> None:
         """Take the units."""
         self._given = ties
