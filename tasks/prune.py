@@ -306,7 +306,7 @@ class _Job:
         """The same, with the model sharded where the settings say so; the one it is called on is of no use then."""
         if not self.planned.settings.fsdp:
             return self
-        sharding = Sharding(self.model, self.weights, self.ranks)
+        sharding = Sharding(self.model, self.weights, self.ranks, self.planned.settings.precision)
         self.planned.method.attach(sharding.weights, self.steps)
         return replace(self, weights=sharding.weights, sharding=sharding)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,9 @@ class ShardedTrainer(PruningTrainer):
     def __init__(self, *args: Any, sharding: Sharding, load: Callable[[], PreTrainedModel], **kwargs: Any) -> None:
         self._sharding, self._load = sharding, load
         super().__init__(*args, **kwargs)
-        # What Trainer calls a model that needs neither DDP around it nor to be moved: it prepares autocast and no more.
-        self.is_distributed_loading_by_transformers = True
+        # No DDP around the model, and it is where it belongs; what is left to prepare is autocast.
+        prepare = self.accelerator.prepare_model
+        self.accelerator.prepare_model = lambda model, **_: prepare(model, device_placement=False, evaluation_mode=True)
 
     def _move_model_to_device(self, model: Any, device: Any) -> None:
         # It is there since it was sharded.
@@ -46,10 +46,6 @@ class ShardedTrainer(PruningTrainer):
         """The usual step; the gradients of the step before are let go before it needs the memory."""
         self._sharding.drop_gradients()
         return super().training_step(*args, **kwargs)
-
-    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
-        # Gradients of every part of a step are added up as shards; whole ones would take the memory that shards save.
-        return nullcontext()
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
         self._sharding.take_gradients()
@@ -74,7 +70,8 @@ class ShardedTrainer(PruningTrainer):
 
     def make_snapshots(self, evaluate: Callable[[str], float]) -> Snapshots:
         """Snapshots that are sharded as the model is. evaluate: see `Snapshots`."""
-        return _ShardedSnapshots(self._method, self._sharding, evaluate, self._load, self.ranks)
+        precision = "bf16" if self.args.bf16 else "fp32"
+        return _ShardedSnapshots(self._method, self._sharding, evaluate, self._load, self.ranks, precision)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         whole = self._sharding.state_dict()
@@ -113,9 +110,10 @@ class _ShardedSnapshots(Snapshots):
         evaluate: Callable[[str], float],
         load: Callable[[], PreTrainedModel],
         ranks: Ranks,
+        precision: str,
     ) -> None:
         super().__init__(method, student.model, evaluate)
-        self._student, self._load, self._ranks = student, load, ranks
+        self._student, self._load, self._ranks, self._precision = student, load, ranks, precision
         self._shards: Sharding | None = None
         self._whole: dict[str, Tensor] = {}
 
@@ -145,5 +143,5 @@ class _ShardedSnapshots(Snapshots):
             # A head that is drawn anew must not change what the training draws.
             with torch.random.fork_rng(devices=[]):
                 teacher = self._load().eval().requires_grad_(False)
-            self._shards = Sharding(teacher, [], self._ranks)
+            self._shards = Sharding(teacher, [], self._ranks, self._precision)
         return self._shards

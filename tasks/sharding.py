@@ -19,7 +19,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from argprune.models.prunable import block_prefixes
@@ -76,21 +76,27 @@ class Sharding:
     """Shards a model in place over all processes, block by block; each method is called by all of them.
 
     model: on any device, the same on all processes; its parameters must not be kept elsewhere, or they stay in memory.
-    weights: those of the model that a method prunes. ranks: more than one.
+    weights: those of the model that a method prunes. ranks: more than one. precision: "bf16" puts weights together in
+    bf16, for passes under autocast; shards, gradients and all that is done with them keep the model's own precision.
     """
 
-    def __init__(self, model: nn.Module, weights: Sequence[Weight], ranks: Ranks) -> None:
+    def __init__(self, model: nn.Module, weights: Sequence[Weight], ranks: Ranks, precision: str) -> None:
         assert ranks.group is not None
         self.model, self._ranks, self._group = model, ranks, ShardGroup(ranks.group)
+        policy = MixedPrecisionPolicy()
+        if precision == "bf16":
+            # Whole weights in single precision, and their copies by autocast, would stay until the backward pass. What
+            # passes between modules is left to autocast: masks of float32's range have none in bf16.
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
         pruned = {names[id(weight.parameter)][0]: weight for weight in weights}
         mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (ranks.size,))
         for block in _blocks(model, names):
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+            fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         # The root too lets its weights go after every pass: between passes, all that is there are shards.
-        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+        fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         sharded = dict(model.named_parameters(remove_duplicate=False))
         self._parts = [_part(tuple(each), sharded[each[0]]) for each in names.values()]
         self.weights = [

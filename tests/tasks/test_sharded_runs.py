@@ -105,10 +105,10 @@ def run_rank(rank: int, folder: Path, base: Mapping[str, Any], port: int) -> Non
     resume_what_died(folder, base)
     in_double_precision()
     held: list[dict[str, int]] = []
-    save = ShardedTrainer._clip_grad_norm
+    clip = ShardedTrainer._clip_grad_norm
 
-    def look(trainer: ShardedTrainer, model: Any) -> Tensor:
-        norm = save(trainer, model)
+    def look(self: ShardedTrainer, model: Any) -> Tensor:
+        trainer, norm = self, clip(self, model)
         if trainer.state.global_step == 5:
             held.append(held_by(trainer, model))
         return norm
@@ -138,7 +138,7 @@ def held_by(trainer: ShardedTrainer, model: torch.nn.Module) -> dict[str, int]:
 def resume_what_died(folder: Path, base: Mapping[str, Any]) -> None:
     """A run with dropout, whole, and one that dies between checkpoints and is resumed."""
     options = {**base, "method": {"name": "pins", "every": 2}, "model": str(folder / "dropout"), "checkpoint_every": 5}
-    options |= {"dense": folder / "dropout-dense", "keep_checkpoints": True}
+    options |= {"dense": folder / "dropout-dense", "keep_checkpoints": True, "precision": "bf16"}
     prune(**options, output=folder / "whole")
     end = PruningBridge.on_step_end
 
