@@ -91,7 +91,7 @@ class Sharding:
         names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
-        pruned = {names[id(weight.parameter)][0]: weight for weight in weights}
+        of_weights = [names[id(weight.parameter)][0] for weight in weights]
         mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (ranks.size,))
         for block in _blocks(model, names):
             fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
@@ -99,14 +99,10 @@ class Sharding:
         fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         sharded = dict(model.named_parameters(remove_duplicate=False))
         self._parts = [_part(tuple(each), sharded[each[0]]) for each in names.values()]
+        parts = {part.names[0]: part for part in self._parts}
         self.weights = [
-            replace(
-                pruned[part.names[0]],
-                parameter=part.local,
-                shard=Shard(self._group, part.whole, self._first_row(part.whole) * math.prod(part.whole[1:])),
-            )
-            for part in self._parts
-            if part.names[0] in pruned
+            replace(weight, parameter=parts[name].local, shard=self._shard(parts[name].whole))
+            for name, weight in zip(of_weights, weights, strict=True)
         ]
 
     def parameters(self) -> list[nn.Parameter]:
@@ -242,7 +238,10 @@ class Sharding:
         for rank, other in enumerate(self._group.gather(common)):
             for key, value in common.items():
                 if other.get(key) != value:
-                    raise RunError(f"the method's {key} is {value} on rank {self._ranks.rank}, not so on rank {rank}.")
+                    raise RunError(
+                        f"the method's {key} is {value!r} on rank {self._ranks.rank} and {other.get(key)!r} on rank "
+                        f"{rank}; run all processes on equal hardware, with equal versions."
+                    )
         return found if self._ranks.is_first else {}
 
     def method_shares(self, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,6 +268,9 @@ class Sharding:
     def _rows(self, whole: torch.Size) -> int:
         """How many rows of a tensor the first process has; the last may have fewer, or none."""
         return math.ceil(whole[0] / self._ranks.size)
+
+    def _shard(self, whole: torch.Size) -> Shard:
+        return Shard(self._group, whole, self._first_row(whole) * math.prod(whole[1:]))
 
     def _first_row(self, whole: torch.Size) -> int:
         return min(self._ranks.rank * self._rows(whole), whole[0])

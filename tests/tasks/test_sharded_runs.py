@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from filelock import FileLock
 from processes import free_port, in_double_precision, join, meet, without_dropout
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from argprune import prune
@@ -118,6 +120,19 @@ def run_rank(rank: int, folder: Path, base: Mapping[str, Any], port: int) -> Non
     (folder / f"held{rank}.json").write_text(json.dumps(held))
 
 
+def alive() -> int:
+    """How many floating-point entries a process has in memory, whoever holds them."""
+    gc.collect()
+    found = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), Tensor):
+            local = thing.to_local() if isinstance(thing, DTensor) else thing
+            if local.is_floating_point():
+                storage = local.untyped_storage()
+                found[storage.data_ptr()] = storage.nbytes() // local.element_size()
+    return sum(found.values())
+
+
 def held_by(trainer: ShardedTrainer, model: torch.nn.Module) -> dict[str, int]:
     """How many entries a process has: of the model, in its parameters, their gradients and the optimizer's moments."""
     assert trainer.optimizer is not None
@@ -129,6 +144,7 @@ def held_by(trainer: ShardedTrainer, model: torch.nn.Module) -> dict[str, int]:
         "parameters": sum(p.to_local().numel() for p in sharded),
         "gradients": sum(p.grad.to_local().numel() for p in sharded if p.grad is not None),
         "moments": sum(moment.numel() for moment in moments),
+        "alive": alive(),
         "stepped": sum(p.numel() for p in own),
         # What is stepped on is what the model has: the same memory.
         "elsewhere": sum(p.numel() for p in own if p.data_ptr() not in {s.to_local().data_ptr() for s in sharded}),
@@ -252,6 +268,9 @@ def test_each_process_holds_half(folder: Path) -> None:
             assert own["gradients"] <= own["parameters"]
             assert own["moments"] <= 2 * own["parameters"]
             assert own["elsewhere"] == 0
+    for rank in (0, 1):
+        # Of a dense run, before anything else was trained: half of the weights, the gradients and two moments each.
+        assert held[rank][0]["alive"] < 2.05 * held[rank][0]["model"]
 
 
 def test_a_resumed_run_ends_with_the_same_bits(folder: Path) -> None:
