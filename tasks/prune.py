@@ -58,7 +58,7 @@ from argprune.tasks.runs import (
 )
 from argprune.tasks.settings import SHARED, Augment
 from argprune.tasks.sharded_trainer import ShardedTrainer
-from argprune.tasks.sharding import Sharding, check_task
+from argprune.tasks.sharding import Sharding, check_shardable, check_task
 from argprune.tasks.task_options import TaskOptions
 from argprune.tasks.texts import Judges, Task, hold_out
 
@@ -274,6 +274,7 @@ class _Job:
             sizes = factor(model, weights, method, data["train"], task.collator(tokenizer), settings)
         # Now, so that weights which the method cannot prune are refused before a reference is trained for it.
         method.attach(weights, steps)
+        check_shardable(settings, planned.method_name, method, distills=False)
         job = _Job(planned, task, tokenizer, model, weights, data, steps, ranks, sizes)
         distill = find_distillation(settings, method)
         if distill is not None:

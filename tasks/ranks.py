@@ -124,7 +124,7 @@ class Ranks:
         """Raise RunError unless tensors are the same to the bit on all processes."""
         if self.size == 1:
             return
-        digests = self.gather(_digest(tensors))
+        digests = self.gather(digest(tensors))
         if len(set(digests)) > 1:
             differing = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
             raise RunError(
@@ -190,8 +190,9 @@ def _portable(error: Exception) -> Exception:
     return error if type(error) in (ValueError, RunError, ImportError) else RunError(f"{type(error).__name__}: {error}")
 
 
-def _digest(tensors: Iterable[Tensor]) -> int:
-    digest = 0
+def digest(tensors: Iterable[Tensor]) -> int:
+    """A number that differs where any bit of any of the tensors does, but for chance."""
+    found = 0
     for tensor in tensors:
-        digest = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, digest)
-    return digest
+        found = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, found)
+    return found

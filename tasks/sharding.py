@@ -26,7 +26,7 @@ from argprune.models.prunable import block_prefixes
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import Method
 from argprune.solvers.shards import Shard, ShardGroup
-from argprune.tasks.ranks import Ranks
+from argprune.tasks.ranks import Ranks, digest
 from argprune.tasks.runs import RunError
 from argprune.tasks.settings import Settings
 from argprune.tasks.texts import Task, Writes
@@ -234,13 +234,13 @@ class Sharding:
                 found[key] = self.gather(value, weight.shard.whole)
             else:
                 found[key] = value
-                common[key] = value.tolist() if isinstance(value, Tensor) else value
+                common[key] = digest([value]) if isinstance(value, Tensor) else value
         for rank, other in enumerate(self._group.gather(common)):
             for key, value in common.items():
                 if other.get(key) != value:
                     raise RunError(
-                        f"the method's {key} is {value!r} on rank {self._ranks.rank} and {other.get(key)!r} on rank "
-                        f"{rank}; run all processes on equal hardware, with equal versions."
+                        f"the method's {key} differs between ranks {self._ranks.rank} and {rank}; run all processes on "
+                        f"equal hardware, with equal versions."
                     )
         return found if self._ranks.is_first else {}
 

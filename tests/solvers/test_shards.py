@@ -17,7 +17,7 @@ from argprune.solvers.groups import Weight
 from argprune.solvers.ilp import Certificate, Selection, solve
 from argprune.solvers.ilp.rows import kept_counts, smallest_of_shards
 from argprune.solvers.ilp.solve import smallest_within
-from argprune.solvers.methods import RPP, Method, Proximal, SoftMovement
+from argprune.solvers.methods import RPP, BlockLasso, Magnitude, Method, Proximal, SoftMovement
 from argprune.solvers.registry import registered
 from argprune.solvers.shards import Shard, ShardGroup
 
@@ -31,6 +31,11 @@ MORE: list[tuple[Any, dict[str, Any]]] = [
     (Proximal, {"sparsity": 0.6, "reweighting": "log"}),
     (Proximal, {"sparsity": 0.6, "reweighting": "power", "metric": "metric"}),
     (SoftMovement, {"sparsity": 0.6, "least": 0.3}),
+    (Magnitude, {"sparsity": 0.5, "structure": "rows", "every": 3}),
+    (Magnitude, {"sparsity": 0.5, "structure": "block-rows", "width": 3, "scope": "global"}),
+    (BlockLasso, {"sparsity": 0.5, "structure": "rows", "metric": "metric", "scope": "global"}),
+    (BlockLasso, {"sparsity": 0.5, "structure": "block-rows", "strips": 2, "reweight_every": 3}),
+    (BlockLasso, {"sparsity": 0.5, "structure": "block-rows", "width": 2, "penalty": "squared", "strength": 0.1}),
 ]
 FOUND = [
     *((entry.cls, dict(kwargs)) for entry in registered("methods").values() for kwargs in entry.examples),
@@ -95,9 +100,10 @@ def train(method: Method, weights: list[Weight]) -> dict[str, Any]:
     return {"masks": masks, "values": values, "logs": logs, "states": states, "report": method.report()}
 
 
-def of_rank(rank: int) -> list[Weight]:
+def of_rank(rank: int, indices: Sequence[int]) -> list[Weight]:
     weights = []
-    for index, shape in enumerate(SHAPES):
+    for index in indices:
+        shape = SHAPES[index]
         rows = min(rank * math.ceil(shape[0] / RANKS), shape[0])
         shard = Shard(GROUP, torch.Size(shape), rows * math.prod(shape[1:]))
         parameter = torch.nn.Parameter(share(start(index), rank).clone())
@@ -109,9 +115,11 @@ def of_rank(rank: int) -> list[Weight]:
 def test_rows_on_many_ranks_are_pruned_as_one_process_prunes_them(cls: Any, kwargs: dict[str, Any]) -> None:
     if cls.__name__ == "FixedSupport":
         kwargs = {"sparsity": 0.0}
-    whole = [Weight(f"weight{index}", torch.nn.Parameter(start(index))) for index in range(len(SHAPES))]
+    # Structures are those of matrices.
+    indices = [i for i, shape in enumerate(SHAPES) if len(shape) == 2 or "structure" not in kwargs]
+    whole = [Weight(f"weight{index}", torch.nn.Parameter(start(index))) for index in indices]
     expected = train(cls(**kwargs), whole)
-    found = Threads(RANKS).run(lambda rank: train(cls(**kwargs), of_rank(rank)))
+    found = Threads(RANKS).run(lambda rank: train(cls(**kwargs), of_rank(rank, indices)))
     for name, mask in expected["masks"].items():
         assert torch.equal(joined([one["masks"][name] for one in found]), mask), name
         values = joined([one["values"][name] for one in found])
@@ -129,7 +137,7 @@ def test_rows_on_many_ranks_are_pruned_as_one_process_prunes_them(cls: Any, kwar
 
 def check_state(key: str, value: Any, parts: list[Any]) -> None:
     """What is shaped like a weight's parameter is of each rank's rows, all else the same on all."""
-    index = int(key.rpartition("weight")[2]) if "weight" in key else None
+    index = int(key[-1]) if ".weight" in key else None
     if isinstance(value, Tensor) and index is not None and value.shape == SHAPES[index]:
         assert torch.allclose(joined(parts).double(), value.double(), rtol=1e-6, atol=1e-9), key
     elif isinstance(value, Tensor):

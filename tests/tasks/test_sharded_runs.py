@@ -58,6 +58,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "dense": {"method": "dense", "sparsity": None},
     "magnitude": {"method": "magnitude"},
     "global": {"method": {"name": "magnitude", "scope": "global", "nested": False, "every": 2}, "biases": True},
+    "rows": {"method": {"name": "magnitude", "structure": "rows", "every": 3}, "sparsity": 0.5},
+    "block-lasso": {"method": {"name": "block-lasso", "structure": "block-rows", "width": 8}},
     "rpp": {"method": "rpp"},
     "rpp-global": {"method": {"name": "rpp", "scope": "global", "strength": 0.1}, "evaluate_each_epoch": True},
     "pins": {"method": {"name": "pins", "every": 2}},
@@ -295,7 +297,7 @@ def test_checkpoints_are_whole(folder: Path) -> None:
 
 
 def test_methods_that_need_whole_weights() -> None:
-    assert {"l0", "cofi", "flop", "svd", "admm", "block-lasso", "sparsebert", "wanda", "sparsegpt"} <= set(REFUSED)
+    assert {"l0", "cofi", "flop", "svd", "admm", "sparsebert", "wanda", "sparsegpt"} <= set(REFUSED)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -307,7 +309,9 @@ def test_other_methods_are_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"method": {"name": "magnitude", "structure": "rows"}}, r"'magnitude' needs whole .*structure 'rows' ties"),
+        ({"method": {"name": "magnitude", "structure": "columns"}}, r"'magnitude' needs whole .*'columns' ties"),
+        ({"method": {"name": "block-lasso", "structure": "elements"}}, "method 'rpp' does the same"),
+        ({"method": {"name": "block-lasso", "structure": "rows", "literal": True, "strength": 1.0}}, "literal puts"),
         ({"method": {"name": "proximal", "regularizer": "group_lasso"}}, r"regularizer 'group_lasso' ties entries"),
         ({"method": {"name": "proximal", "reweighting": {"name": "quantile", "quantile": 0.5}}}, "ranks all entries"),
         ({"method": "magnitude", "distill": True}, "^fsdp: a teacher is not sharded"),
