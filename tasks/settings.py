@@ -106,7 +106,7 @@ class Settings:
         max_steps: optimizer steps, in place of `epochs`.
         batch_size: examples per optimizer step, of all processes together.
         gradient_accumulation_steps: parts that a process computes its examples of a step in (default: 1).
-        fsdp: shard weights and optimizer over the processes (FSDP2), for methods that work entry by entry or row by row.
+        fsdp: shard weights and optimizer over the processes (FSDP2); for methods that work by entries or rows.
         learning_rate: AdamW's peak learning rate; warmed up, then linear to 0.
         weight_decay: AdamW's decoupled weight decay, on matrices.
         lr_warmup: fraction of the steps during which the learning rate rises.

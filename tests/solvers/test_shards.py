@@ -13,7 +13,7 @@ from processes import Threads
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from argprune.solvers.groups import Weight
+from argprune.solvers.groups import Columns, Part, Tied, Weight
 from argprune.solvers.ilp import Certificate, Selection, solve
 from argprune.solvers.ilp.rows import kept_counts, smallest_of_shards
 from argprune.solvers.ilp.solve import smallest_within
@@ -204,3 +204,14 @@ def test_a_worse_mask_has_a_gap_on_all_ranks_and_no_certificate_of_its_own() -> 
 
     assert gap > 0
     assert Threads(RANKS).run(of_shards) == pytest.approx([gap] * RANKS)
+
+
+def test_groups_beyond_a_row_are_refused() -> None:
+    [weight] = of_rank(0, [0])
+    with pytest.raises(ValueError, match=r"some rows of weight0, and Columns\(\) go beyond a row"):
+        Tied("weight0", [Part(weight, Columns())])
+    turned = Weight("turned", torch.nn.Parameter(start(0)), transposed=True)
+    method = Magnitude(0.5, structure="rows")
+    assert method.needs_whole_weights is None
+    method.attach([turned], TOTAL)
+    assert method.needs_whole_weights == "structure 'rows' ties entries of several stored rows of turned"
