@@ -35,8 +35,8 @@ from argprune.tasks.sharded_trainer import ShardedTrainer
 from argprune.tasks.texts import SPLITS
 
 # All runs are made before the first test.
-pytestmark = pytest.mark.timeout(300)
-# Of entries of order 0.1: ten steps of sums in another order, in double precision.
+pytestmark = pytest.mark.timeout(600)
+# Of entries of order 0.1: eight steps of sums in another order, in double precision.
 CLOSE = 1e-12
 # 145 rows in batches of 24: the seventh and last of an epoch has one row, which is one process's. 40 rows of an
 # evaluation in batches of 96 leave the second process without one.
@@ -46,9 +46,9 @@ SMALL: dict[str, Any] = {
     "train_rows": 145,
     "eval_rows": 40,
     "batch_size": 24,
-    "max_steps": 10,
+    "max_steps": 8,
     "max_length": 16,
-    "log_every": 5,
+    "log_every": 4,
     "checkpoint_every": 50,
     "learning_rate": 1e-3,
     "sparsity": 0.75,
@@ -56,23 +56,24 @@ SMALL: dict[str, Any] = {
 }
 JOBS: dict[str, dict[str, Any]] = {
     "dense": {"method": "dense", "sparsity": None},
-    "magnitude": {"method": "magnitude"},
-    "global": {"method": {"name": "magnitude", "scope": "global", "nested": False, "every": 2}, "biases": True},
+    "fixed-support": {"method": "fixed-support", "sparsity": 0.0},
+    "magnitude": {"method": {"name": "magnitude", "scope": "global", "nested": False, "every": 2}, "biases": True},
     "rows": {"method": {"name": "magnitude", "structure": "rows", "every": 3}, "sparsity": 0.5},
     "block-lasso": {"method": {"name": "block-lasso", "structure": "block-rows", "width": 8}},
-    "rpp": {"method": "rpp"},
-    "rpp-global": {"method": {"name": "rpp", "scope": "global", "strength": 0.1}, "evaluate_each_epoch": True},
-    "pins": {"method": {"name": "pins", "every": 2}},
-    "held-out": {"method": {"name": "pins", "every": 2, "self_regularization": "held-out", "scope": "matrix"}},
+    "rpp": {"method": "rpp", "evaluate_each_epoch": True, "gradient_accumulation_steps": 3},
+    "proximal": {"method": {"name": "proximal", "regularizer": {"name": "mcp", "gamma": 2.0}, "metric": "metric"}},
+    "pins": {"method": {"name": "pins", "every": 2, "self_regularization": "held-out", "scope": "matrix"}},
     "platon": {"method": {"name": "platon", "every": 2}},
-    "movement": {"method": "movement"},
-    "soft-movement": {"method": "soft-movement"},
-    "threshold": {"method": {"name": "soft-movement", "threshold": 0.48, "strength": 5.0}},
-    "proximal": {"method": {"name": "proximal", "reweighting": "log"}},
-    "mcp": {"method": {"name": "proximal", "regularizer": {"name": "mcp", "gamma": 2.0}, "metric": "metric"}},
-    "fixed-support": {"method": "fixed-support", "sparsity": 0.0},
-    "accumulated": {"method": "rpp", "gradient_accumulation_steps": 3},
-    "language": {"method": "pins", "task": "prose", "model": "language", "train_rows": None, "eval_rows": None},
+    "movement": {"method": {"name": "movement", "every": 2}},
+    "soft-movement": {"method": {"name": "soft-movement", "every": 2}},
+    # Tied embeddings, and matrices that are stored transposed.
+    "language": {
+        "method": {"name": "pins", "every": 2},
+        "task": "prose",
+        "model": "language",
+        "train_rows": None,
+        "eval_rows": None,
+    },
 }
 REFUSED = sorted(
     {
@@ -104,6 +105,8 @@ def run_alone(rank: int, folder: Path, base: Mapping[str, Any]) -> None:
 def run_rank(rank: int, folder: Path, base: Mapping[str, Any], port: int) -> None:
     """What one of two processes does; what it holds in memory goes to a file."""
     torch.set_num_threads(1)
+    # Trainer collects garbage at every start, and would look through all that was imported.
+    gc.freeze()
     meet(rank, 2, port)
     base = {**base, "fsdp": True}
     resume_what_died(folder, base)
@@ -155,13 +158,14 @@ def held_by(trainer: ShardedTrainer, model: torch.nn.Module) -> dict[str, int]:
 
 def resume_what_died(folder: Path, base: Mapping[str, Any]) -> None:
     """A run with dropout, whole, and one that dies between checkpoints and is resumed."""
-    options = {**base, "method": {"name": "pins", "every": 2}, "model": str(folder / "dropout"), "checkpoint_every": 5}
+    options = {**base, "method": {"name": "pins", "every": 2}, "model": str(folder / "dropout"), "checkpoint_every": 3}
     options |= {"dense": folder / "dropout-dense", "keep_checkpoints": True, "precision": "bf16"}
+    options |= {"max_steps": 6, "log_every": 3}
     prune(**options, output=folder / "whole")
     end = PruningBridge.on_step_end
 
     def dies(self: PruningBridge, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == 7:
+        if state.global_step == 5:
             raise KeyboardInterrupt
         end(self, args, state, control, **more)
 
@@ -283,7 +287,7 @@ def test_a_resumed_run_ends_with_the_same_bits(folder: Path) -> None:
 
 
 def test_checkpoints_are_whole(folder: Path) -> None:
-    checkpoint = folder / "whole" / "checkpoint-5"
+    checkpoint = folder / "whole" / "checkpoint-3"
     model = BertForSequenceClassification.from_pretrained(checkpoint)
     saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     shapes = sorted(tuple(values["exp_avg"].shape) for values in saved["state"].values())
@@ -334,20 +338,19 @@ def test_the_option_leaves_old_configurations_as_they_were() -> None:
     assert Settings().fsdp is Settings(fsdp=False).fsdp is None
 
 
-def test_the_command(folder: Path, tmp_path: Path) -> None:
+def test_a_failure_of_one_process_ends_the_command_of_all(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "breaking.py").write_text(
         "import os\n"
-        "from argprune.solvers.methods import Magnitude\n"
-        "class Breaks(Magnitude):\n"
+        "from argprune.solvers.methods import Dense\n"
+        "class Breaks(Dense):\n"
         "    def after_step(self, step, learning_rate):\n"
-        "        super().after_step(step, learning_rate)\n"
         "        if step == 3 and os.environ['RANK'] == '1':\n"
         "            self._weights[0].parameter.data.fill_(float('nan'))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
     options = ["--model", str(folder / "plain"), "--task", "words", "--data-dir", str(folder / "data"), "--fsdp"]
     small = ["--max-steps", "6", "--batch-size", "24", "--max-length", "16", "--checkpoint-every", "2"]
-    what = ["--method", "breaking:Breaks", "--sparsity", "0.5", "--output", str(tmp_path / "run")]
+    what = ["--method", "breaking:Breaks", "--sparsity", "0", "--output", str(tmp_path / "run")]
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [*command, str(free_port()), "-m", "argprune", "prune", *options, *small, *what],
@@ -360,5 +363,5 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     [line] = re.findall(r"^argprune: .*", done.stderr, re.MULTILINE)
     assert "NaN" in line
-    assert RunDirectory(tmp_path / "run" / "dense").finished
+    assert RunDirectory(tmp_path / "run").last_checkpoint() == tmp_path / "run" / "checkpoint-2"
     assert not RunDirectory(tmp_path / "run").finished
