@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -111,6 +111,9 @@ class LengthGroupedSampler(Sampler[int]):
 class PruningTrainer(Trainer):
     """A Trainer whose optimizer, loss and batches are the method's and the run's."""
 
+    # Whether all processes must take part in every pass through the model.
+    computes_together: ClassVar[bool] = False
+
     def __init__(
         self,
         *args: Any,
@@ -146,8 +149,11 @@ class PruningTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The usual optimizer, as the method wraps it."""
         if self.optimizer is None:
-            self.optimizer = self._method.wrap_optimizer(super().create_optimizer(model))
+            self.optimizer = self._method.wrap_optimizer(self._plain_optimizer(model))
         return self.optimizer
+
+    def _plain_optimizer(self, model: Any) -> torch.optim.Optimizer:
+        return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         steps_per_epoch = math.ceil(len(self._train_lengths) / self._batch_size)
@@ -244,9 +250,17 @@ class PruningTrainer(Trainer):
         was_training, batch = self.model.training, self.args.eval_batch_size
         self.model.eval()
         own = []
-        for start in range(batch * self.ranks.rank, len(data), batch * self.ranks.size):
-            rows = self.data_collator([data[index] for index in range(start, min(start + batch, len(data)))])
+        for first in range(0, len(data), batch * self.ranks.size):
+            start = first + batch * self.ranks.rank
+            is_over = start >= len(data)
+            if is_over and not self.computes_together:
+                break
+            # With nothing left of its own, a process helps to compute the first batch of this round.
+            begin = first if is_over else start
+            rows = self.data_collator([data[index] for index in range(begin, min(begin + batch, len(data)))])
             loss, outputs, labels = self.prediction_step(self.model, rows, prediction_loss_only=False)
+            if is_over:
+                break
             seen = nested_numpify((self._task.reduce(outputs, labels), labels))
             # NumPy has no bfloat16.
             wide = loss.to(torch.promote_types(loss.dtype, torch.float32))
@@ -294,7 +308,7 @@ class PruningTrainer(Trainer):
             # Trainer would take one step more; there is nothing left but to load what was trained.
             self._load_from_checkpoint(str(checkpoint))
             self.create_optimizer()
-            self._method.load_state_dict(load_method_state(checkpoint))
+            self._method.load_state_dict(self.load_method_state(checkpoint))
         else:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return self.bridge.seconds()
@@ -303,6 +317,30 @@ class PruningTrainer(Trainer):
         """Raise RunError unless all processes have the same weights."""
         assert self.model is not None
         self.ranks.check_agreement(self.model.parameters(), f"after step {self.state.global_step}")
+
+    def check_finite(self) -> None:
+        """Raise RunError where a parameter has NaN or Inf."""
+        assert self.model is not None
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter.detach().sum(dtype=torch.float32))):
+                self.refuse(name)
+
+    def refuse(self, name: str) -> NoReturn:
+        """Raise RunError for a parameter, by its name, that is not finite any more."""
+        raise RunError(self.failure(f"{name} has NaN or Inf after step {self.state.global_step}"))
+
+    def method_state(self) -> dict[str, Any]:
+        """What the first process writes of the method's state; all processes must call this."""
+        return self._method.state_dict()
+
+    def load_method_state(self, checkpoint: Path) -> dict[str, Any]:
+        """What this process's method had at a checkpoint."""
+        return load_method_state(checkpoint)
+
+    def make_snapshots(self, evaluate: Callable[[str], float]) -> Snapshots:
+        """What keeps the method's snapshots of the model. evaluate: see `Snapshots`."""
+        assert self.model is not None
+        return Snapshots(self._method, self.model, evaluate)
 
     def failure(self, what: str) -> str:
         """One line that says what went wrong and where the last good checkpoint is."""
@@ -353,7 +391,7 @@ class PruningBridge(TrainerCallback):
             ranks.copy_first(self.distiller.parameters())
         # The optimizer is there and weights are loaded only now.
         if self._checkpoint is not None:
-            self._method.load_state_dict(load_method_state(self._checkpoint))
+            self._method.load_state_dict(self.trainer.load_method_state(self._checkpoint))
             self.snapshots.load(self._checkpoint, _marker(self._checkpoint)["snapshots"])
         else:
             self.snapshots.ask(-1)
@@ -380,10 +418,7 @@ class PruningBridge(TrainerCallback):
         self._progress.advance(state.global_step)
         # Trainer writes the checkpoint after this hook: weights that are not finite must not become one.
         if control.should_save or state.global_step >= state.max_steps:
-            assert self.trainer.model is not None
-            for name, parameter in self.trainer.model.named_parameters():
-                if not bool(torch.isfinite(parameter.detach().sum(dtype=torch.float32))):
-                    raise RunError(self.trainer.failure(f"{name} has NaN or Inf after step {state.global_step}"))
+            self.trainer.check_finite()
 
     def on_log(
         self,
@@ -404,7 +439,8 @@ class PruningBridge(TrainerCallback):
         """Add to Trainer's checkpoint what the method needs, and last the marker that it is complete."""
         self.trainer.check_agreement()
         # Once all have written what is theirs: the checkpoint is complete with the marker.
-        values = self._method.state_dict()
+        values = self.trainer.method_state()
+        self.snapshots.collect()
         self.trainer.ranks.wait()
         if self.trainer.ranks.is_first:
             self._complete(self.run.path / f"checkpoint-{state.global_step}", state.global_step, values)
@@ -457,8 +493,9 @@ def make_trainer(
     run: RunDirectory,
     progress: Progress,
     ranks: Ranks | None = None,
+    kind: Callable[..., PruningTrainer] = PruningTrainer,
 ) -> PruningTrainer:
-    """The trainer of a run, with the bridge in place; the method must be attached already."""
+    """The trainer of a run, of a kind, with the bridge in place; the method must be attached already."""
     ranks = ranks or Ranks()
     accumulated = settings.gradient_accumulation_steps or 1
     args = TrainingArguments(
@@ -492,7 +529,7 @@ def make_trainer(
         ddp_find_unused_parameters=True,
     )
     bridge = PruningBridge(method, run, progress)
-    trainer = PruningTrainer(
+    trainer = kind(
         model=model,
         args=args,
         train_dataset=data["train"],
@@ -508,7 +545,7 @@ def make_trainer(
     )
     bridge.trainer = trainer
     slices = {"held-out": "held-out", "dev": "validation"}
-    bridge.snapshots = Snapshots(method, model, lambda name: trainer.score(data[slices[name]]))
+    bridge.snapshots = trainer.make_snapshots(lambda name: trainer.score(data[slices[name]]))
     # The bridge reports; Trainer's own printer would repeat every line as a dict.
     for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == "PrinterCallback"]:
         trainer.remove_callback(callback)

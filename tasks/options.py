@@ -12,6 +12,7 @@ from argprune.solvers.methods import Dense, Method, OneShot
 from argprune.tasks.data import EMBEDDED
 from argprune.tasks.distillation import find_distillation
 from argprune.tasks.settings import Settings, resolve_precision
+from argprune.tasks.sharding import check_shardable
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def plan(options: Mapping[str, Any]) -> Plan:
     method = make_method(name, sparsity, own)
     if settings.epochs == 0 and settings.max_steps is None and not isinstance(method, Dense | OneShot):
         raise ValueError(f"epochs 0, but method {name!r} prunes while it trains; give epochs, or a one-shot method.")
-    find_distillation(settings, method)
+    check_shardable(settings, name, method, distills=find_distillation(settings, method) is not None)
     if settings.augment is not None and isinstance(method, OneShot):
         raise ValueError(f"augment, but method {name!r} trains nothing; leave augment out.")
     if settings.biases and isinstance(method, OneShot):

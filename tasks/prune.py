@@ -7,8 +7,9 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from argprune.tasks.distillation import (
     match_teacher,
     open_distiller,
 )
-from argprune.tasks.harness import Encoded, make_trainer, total_steps
+from argprune.tasks.harness import Encoded, PruningTrainer, make_trainer, total_steps
 from argprune.tasks.low_rank import DenseSizes, factor, merge
 from argprune.tasks.one_shot import batches, check_one_shot, drawn, prune_one_shot
 from argprune.tasks.options import Plan, plan
@@ -56,6 +57,8 @@ from argprune.tasks.runs import (
     write_yaml,
 )
 from argprune.tasks.settings import SHARED, Augment
+from argprune.tasks.sharded_trainer import ShardedTrainer
+from argprune.tasks.sharding import Sharding, check_shardable, check_task
 from argprune.tasks.task_options import TaskOptions
 from argprune.tasks.texts import Judges, Task, hold_out
 
@@ -162,6 +165,7 @@ def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet
             # What it prunes is what the reference has learned.
             assert reference is not None
             job = job.starting_from(reference / MODEL)
+        job = job.ready()
         metrics = job.run(run, dense, reference, quiet=quiet)
     return Run(output, metrics)
 
@@ -213,7 +217,7 @@ def _run_reference(planned: Plan, reference: Path, ranks: Ranks, *, quiet: bool)
         metrics, options = ranks.first(claim)
         if metrics is not None:
             return metrics
-        return _Job.prepare(plan(options), ranks).run(run, None, None, quiet=quiet)
+        return _Job.prepare(plan(options), ranks).ready().run(run, None, None, quiet=quiet)
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,8 @@ class _Job:
     ranks: Ranks
     # Of a low-rank run, before the weights became factors.
     dense_sizes: DenseSizes | None = None
+    # Of a run with fsdp, once it begins: until then the model is whole.
+    sharding: Sharding | None = None
     # Of a run with a teacher of its own; the dense reference becomes one only when it is trained.
     matched: Matched | None = None
 
@@ -238,6 +244,7 @@ class _Job:
         """Load and check everything, and attach the method. Raises ValueError for bad input; writes nothing."""
         settings, method = planned.settings, planned.method
         task = load_task(settings.task, settings.data_dir, TaskOptions.of(settings))
+        check_task(settings, task, ranks)
         tokenizer = load_tokenizer(settings.model)
         set_seed(settings.seed)
         model = load_model(settings.model, kind=task.kind, **task.model_options())
@@ -267,6 +274,7 @@ class _Job:
             sizes = factor(model, weights, method, data["train"], task.collator(tokenizer), settings)
         # Now, so that weights which the method cannot prune are refused before a reference is trained for it.
         method.attach(weights, steps)
+        check_shardable(settings, planned.method_name, method, distills=False)
         job = _Job(planned, task, tokenizer, model, weights, data, steps, ranks, sizes)
         distill = find_distillation(settings, method)
         if distill is not None:
@@ -295,6 +303,18 @@ class _Job:
         self.planned.method.attach(weights, self.steps)
         return replace(self, model=model, weights=weights)
 
+    def ready(self) -> _Job:
+        """The same, with the model sharded where the settings say so; the one it is called on is of no use then."""
+        if not self.planned.settings.fsdp:
+            return self
+        sharding = Sharding(self.model, self.weights, self.ranks, self.planned.settings.precision)
+        self.planned.method.attach(sharding.weights, self.steps)
+        return replace(self, weights=sharding.weights, sharding=sharding)
+
+    def load(self) -> PreTrainedModel:
+        """The model as it was before the run."""
+        return load_model(self.planned.settings.model, kind=self.task.kind, **self.task.model_options())
+
     def run(
         self, run: RunDirectory, dense: Mapping[str, Any] | None, reference: Path | None, *, quiet: bool
     ) -> dict[str, Any]:
@@ -307,8 +327,11 @@ class _Job:
         data, steps, ranks = self.data, self.steps, self.ranks
         title = self.planned.method_name + (f" {method.sparsity:.0%}" if method.sparsity else "")
         progress = make_progress(title, quiet=quiet)
+        kind: Callable[..., PruningTrainer] = PruningTrainer
+        if self.sharding is not None:
+            kind = partial(ShardedTrainer, sharding=self.sharding, load=self.load)
         trainer = make_trainer(
-            self.model, self.tokenizer, self.task, data, method, settings, steps, run, progress, ranks
+            self.model, self.tokenizer, self.task, data, method, settings, steps, run, progress, ranks, kind
         )
         ranks.first(run.remove_incomplete)
         checkpoint = ranks.first(run.last_checkpoint)
@@ -345,17 +368,20 @@ class _Job:
                 seconds = {"train": trainer.fit(checkpoint) if steps else 0.0}
         masks = method.finish()
         sizes = self.dense_sizes
-        ratios = (
-            _sparsity(self.model, self.weights, method) if sizes is None else merge(self.model, sizes, method.sparsity)
-        )
+        ratios = None if sizes is None else merge(self.model, sizes, method.sparsity)
         trainer.check_agreement()
         measured = time.monotonic()
         predicted = {split: trainer.predict(data[split]) for split in self.task.splits if split != "train"}
         scores = {split: _score(output) for split, output in predicted.items()}
         seconds["evaluate"] = time.monotonic() - measured
+        report = method.report()
+        state: Mapping[str, Tensor] = {}
+        if self.sharding is not None:
+            masks, state = self.sharding.masks(masks), self.sharding.state_dict()
 
         def write() -> dict[str, Any]:
-            _save(run.path, self.model, self.tokenizer, masks)
+            model, weights = self.whole(state)
+            _save(run.path, model, self.tokenizer, masks)
             if isinstance(self.task, Judges):
                 _save_scores(run.path, self.task, data["test"], predicted["test"])
             metrics = {
@@ -368,9 +394,9 @@ class _Job:
                 "steps": steps,
                 "dense": scores if isinstance(method, Dense) else dense and dense["pruned"],
                 "pruned": scores,
-                **ratios,
+                **(ratios or _sparsity(model, weights, method)),
                 "seconds": {**seconds, "total": time.monotonic() - began},
-                "method_report": method.report(),
+                "method_report": report,
                 "rows": rows,
                 "versions": _versions(ranks),
                 "config": self.planned.to_options(),
@@ -390,6 +416,16 @@ class _Job:
             return metrics
 
         return ranks.first(write)
+
+    def whole(self, state: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Weight]]:
+        """The model and its weights to prune; of a sharded one, a whole model with the values of its state (state)."""
+        if self.sharding is None:
+            return self.model, self.weights
+        settings, model = self.planned.settings, self.load()
+        model.load_state_dict(state)
+        # Training writes into it.
+        model.config = self.model.config
+        return model, find_weights(model, settings.include, settings.exclude, biases=settings.biases)
 
 
 def _score(output: PredictionOutput) -> dict[str, float]:

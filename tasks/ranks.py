@@ -40,6 +40,11 @@ class Ranks:
         self.rank, self.size, self._group = rank, size, group
 
     @property
+    def group(self) -> dist.ProcessGroup | None:
+        """What the processes talk over on the CPU; None of a single one."""
+        return self._group
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
@@ -119,7 +124,7 @@ class Ranks:
         """Raise RunError unless tensors are the same to the bit on all processes."""
         if self.size == 1:
             return
-        digests = self.gather(_digest(tensors))
+        digests = self.gather(digest(tensors))
         if len(set(digests)) > 1:
             differing = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
             raise RunError(
@@ -143,9 +148,12 @@ class Ranks:
 
 @cache
 def open_ranks() -> Ranks:
-    """The processes of this run; one, where nothing started several. Raises ValueError for FSDP."""
+    """The processes of this run; one, where nothing started several. Raises ValueError for accelerate's FSDP."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
-        raise ValueError("FSDP: methods need whole weights, and FSDP shards them; launch without it (DDP).")
+        raise ValueError(
+            "FSDP of accelerate (--use_fsdp) hides the shards from methods, and on CPUs it is DDP; launch without it, "
+            "and give argprune --fsdp."
+        )
     if not was_launched():
         return Ranks()
     from accelerate import PartialState  # type: ignore[import-untyped]
@@ -184,8 +192,9 @@ def _portable(error: Exception) -> Exception:
     return RunError(f"{type(error).__name__}: {error}")
 
 
-def _digest(tensors: Iterable[Tensor]) -> int:
-    digest = 0
+def digest(tensors: Iterable[Tensor]) -> int:
+    """A number that differs where any bit of any of the tensors does, but for chance."""
+    found = 0
     for tensor in tensors:
-        digest = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, digest)
-    return digest
+        found = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, found)
+    return found

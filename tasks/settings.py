@@ -106,6 +106,7 @@ class Settings:
         max_steps: optimizer steps, in place of `epochs`.
         batch_size: examples per optimizer step, of all processes together.
         gradient_accumulation_steps: parts that a process computes its examples of a step in (default: 1).
+        fsdp: shard weights and optimizer over the processes (FSDP2); for methods that work by entries or rows.
         learning_rate: AdamW's peak learning rate; warmed up, then linear to 0.
         weight_decay: AdamW's decoupled weight decay, on matrices.
         lr_warmup: fraction of the steps during which the learning rate rises.
@@ -141,6 +142,7 @@ class Settings:
     max_steps: int | None = None
     batch_size: int = 16
     gradient_accumulation_steps: int | None = None
+    fsdp: bool | None = None
     learning_rate: float = 3e-4
     weight_decay: float = 0.01
     lr_warmup: float = 0.06
@@ -162,6 +164,10 @@ class Settings:
         TaskOptions.of(self)
         object.__setattr__(self, "distill", _options("distill", Distill, self.distill))
         object.__setattr__(self, "augment", _options("augment", Augment, self.augment))
+        if not isinstance(self.fsdp, bool | None):
+            raise ValueError(f"fsdp {self.fsdp!r}; give true or false.")
+        # As configurations of before this option have it.
+        object.__setattr__(self, "fsdp", self.fsdp or None)
         if not 0 <= self.epochs < float("inf"):
             raise ValueError(f"epochs {self.epochs}: it must be finite and >= 0.")
         for name in (

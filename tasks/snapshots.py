@@ -14,7 +14,7 @@ from argprune.models.outputs import read_outputs
 from argprune.solvers.methods.base import Method
 from argprune.solvers.methods.outputs import Outputs
 
-_TEACHER = "teacher.safetensors"
+TEACHER = "teacher.safetensors"
 
 
 class Snapshots:
@@ -39,25 +39,37 @@ class Snapshots:
             if not score > self.best:
                 return
             self.best = score
-        self._copy().load_state_dict(self._model.state_dict())
+        self._take()
         self.taken += 1
+
+    def _take(self) -> None:
+        self._copy().load_state_dict(self._model.state_dict())
 
     @torch.no_grad()
     def outputs(self, inputs: Mapping[str, Any]) -> Outputs | None:
         """The teacher's outputs on a batch; None before there is one."""
         return None if self._teacher is None else read_outputs(self._teacher(**inputs), inputs)
 
+    def collect(self) -> None:
+        """Called by all processes before the first one's `save`."""
+
     def save(self, folder: Path) -> dict[str, float]:
         """Write the teacher into a checkpoint; returns the numbers that `load` wants back."""
-        if self._teacher is not None:
-            save_model(self._teacher, str(folder / _TEACHER))
+        if self.taken:
+            self._write(folder / TEACHER)
         return {"taken": self.taken, **({"best": self.best} if self.best > -float("inf") else {})}
 
     def load(self, folder: Path, numbers: Mapping[str, float]) -> None:
         """Restore what `save` wrote."""
         self.taken, self.best = int(numbers["taken"]), numbers.get("best", -float("inf"))
         if self.taken:
-            load_model(self._copy(), str(folder / _TEACHER))
+            self._read(folder / TEACHER)
+
+    def _write(self, path: Path) -> None:
+        save_model(self._copy(), str(path))
+
+    def _read(self, path: Path) -> None:
+        load_model(self._copy(), str(path))
 
     def _copy(self) -> torch.nn.Module:
         if self._teacher is None:

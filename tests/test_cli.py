@@ -126,6 +126,14 @@ def test_print_config_is_a_config(run: Run, tmp_path: Path, capsys: pytest.Captu
     assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(text)
 
 
+@pytest.mark.parametrize("switch", [["--fsdp"], ["--fsdp", "true"], ["--fsdp=true"]])
+def test_fsdp_is_a_switch(switch: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--method", "rpp", *switch, "--sparsity", "0.7"], ["--sparsity", "0.7", *switch]):
+        with pytest.raises(SystemExit):
+            main(["prune", *arguments, "--print_config"])
+        assert yaml.safe_load(capsys.readouterr().out)["fsdp"] is True
+
+
 @pytest.mark.parametrize("method", ["sparsebert", "block-lasso"])
 def test_literal_is_short_for_the_methods_own(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from argprune.solvers.shards import Shard
+
 
 @runtime_checkable
 class Groups(Protocol):
@@ -119,13 +121,24 @@ class Weight:
     """A prunable matrix: its name in the model, its parameter, and how its entries are tied.
 
     parameter: 2-D floating tensor, seen in `groups`; `transposed` says that it is stored (inputs, outputs), as
-    GPT-2's Conv1D does, so that `matrix` can always offer rows = output units.
+    GPT-2's Conv1D does, so that `matrix` can always offer rows = output units. `shard`: where other processes hold
+    other rows of it, which ones the parameter is; None: all.
     """
 
     name: str
     parameter: torch.nn.Parameter
     groups: Groups = Elements()
     transposed: bool = False
+    shard: Shard | None = None
+
+    @property
+    def numel(self) -> int:
+        """The number of entries, those that other processes hold included."""
+        return self.parameter.numel() if self.shard is None else self.shard.numel
+
+    def first_of(self, stride: int) -> int:
+        """Where in the flat parameter every stride-th entry of the whole weight begins."""
+        return 0 if self.shard is None else -self.shard.start % stride
 
     @property
     def matrix(self) -> Tensor:

@@ -7,6 +7,7 @@ What computes a unit and what reads it are pruned together, or pruning the one l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from argprune.solvers.groups.base import Groups, Weight, group_sizes
+from argprune.solvers.groups.base import Elements, Groups, Rows, Weight, group_sizes
+from argprune.solvers.groups.blocks import BlockRows
 
 
 class Part(NamedTuple):
@@ -31,7 +33,10 @@ class Tied:
     name: what holds them, such as a module's path. parts: (weight, groups) pairs with the same number of groups each;
     a weight occurs in one part only, and its own `groups` are ignored here. count: the number of groups; widths: the
     columns that each part has in a stack, padding included.
-    Raises ValueError for no parts, for a weight that occurs twice, and where parts disagree on the number of groups.
+    Of a weight of which other processes hold other rows, groups must lie within rows: norms, sizes and what is kept are
+    then of all groups, in the order of one process, stacks of this process's; all processes call the same methods.
+    Raises ValueError for no parts, for a weight that occurs twice, where parts disagree on the number of groups, and
+    for groups of sharded weights that go beyond a row.
 
     >>> first, second = (torch.nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (3, 4)))
     >>> from argprune.solvers.groups import Columns, Rows
@@ -52,7 +57,16 @@ class Tied:
         if len({id(weight.parameter) for weight, _ in self.parts}) < len(self.parts):
             raise ValueError(f"Tied {self.name!r}: a weight occurs twice; give each of them once.")
         # Meta tensors have the shapes and no data: even a split that has to copy costs nothing.
-        shapes = [groups.split(torch.empty(w.matrix.shape, device="meta")).shape for w, groups in self.parts]
+        for weight, groups in self.parts:
+            within_rows = isinstance(groups, Elements) or (
+                isinstance(groups, Rows | BlockRows) and len(self.parts) == 1 and not weight.transposed
+            )
+            if weight.shard is not None and not within_rows:
+                raise ValueError(
+                    f"Tied {self.name!r}: this process has some rows of {weight.name}, and {groups} go beyond a row; "
+                    f"give all of it."
+                )
+        shapes = [groups.split(torch.empty(_shape(w), device="meta")).shape for w, groups in self.parts]
         if len({count for count, _ in shapes}) > 1:
             listing = ", ".join(f"{count} of {w.name}" for (w, _), (count, _) in zip(self.parts, shapes, strict=True))
             raise ValueError(f"Tied {self.name!r}: parts differ in their number of groups: {listing}.")
@@ -71,7 +85,7 @@ class Tied:
 
     def sizes(self) -> Tensor:
         """The number of entries of each group over all parts, int64 (count,); padding does not count."""
-        sizes = [group_sizes(groups, w.matrix.shape, w.parameter.device) for w, groups in self.parts]
+        sizes = [group_sizes(groups, _shape(w), w.parameter.device) for w, groups in self.parts]
         return torch.stack(sizes).sum(0)
 
     def stack(self) -> Tensor:
@@ -101,11 +115,33 @@ class Tied:
 
     def norms(self, rms: bool = False) -> Tensor:
         """The l2 norm of each group over all parts, float64 (count,); with `rms` its root mean square."""
-        norms: Tensor = torch.linalg.vector_norm(self.stack(), dim=1, dtype=torch.float64)
+        norms = self.whole(torch.linalg.vector_norm(self.stack(), dim=1, dtype=torch.float64))
         return norms / self.sizes().double().sqrt() if rms else norms
 
     def masks(self, kept: Tensor) -> list[Tensor]:
         """The masks of the parts, contiguous and stored like their parameters, from a bool (count,): True = kept."""
         if kept.shape != (self.count,):
             raise ValueError(f"Tied {self.name!r}: kept of shape {tuple(kept.shape)} for {self.count} groups.")
-        return [mask.contiguous() for mask in self.join(kept[:, None].expand(-1, sum(self.widths)))]
+        return [mask.contiguous() for mask in self.join(self.own(kept)[:, None].expand(-1, sum(self.widths)))]
+
+    def whole(self, values: Tensor) -> Tensor:
+        """Values of all groups, (count,), from those of the groups that this process holds."""
+        shard = self.parts[0].weight.shard
+        if shard is None:
+            return values
+        return torch.cat([part.to(values.device) for part in shard.group.gather(values)])
+
+    def own(self, values: Tensor) -> Tensor:
+        """Of values of all groups, (count,), those of the groups that this process holds."""
+        weight = self.parts[0].weight
+        if weight.shard is None:
+            return values
+        whole = weight.shard.whole
+        in_a_row = self.count // whole[0]
+        first = weight.shard.start // math.prod(whole[1:]) * in_a_row
+        return values[first : first + len(weight.parameter) * in_a_row]
+
+
+def _shape(weight: Weight) -> torch.Size:
+    """Of the whole matrix, with one row an output unit; of a sharded one, as it is stored."""
+    return weight.matrix.shape if weight.shard is None else weight.shard.whole

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from argprune.solvers.ilp.problem import Selection, chunks, matched, refuse_nan
+from argprune.solvers.shards import ShardGroup
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,36 @@ class Certificate:
         # Where every kept cost is at most the threshold and every pruned one at least, all terms of the gap are zero.
         return made if optimal else _with_gap(made, made.check(tensors, kept))
 
-    def check(self, costs: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor]) -> float:
+    @classmethod
+    def of_shards(
+        cls, costs: Sequence[Tensor], masks: Sequence[Tensor], sizes: Sequence[int], per_tensor: bool, group: ShardGroup
+    ) -> Certificate:
+        """The certificate of an optimal mask of tensors of which every process of a group holds some rows.
+
+        costs, masks: this process's parts. sizes: entries of the whole tensors. per_tensor: as in `of`. All processes
+        must call this, and have the same result: that of one process which holds everything. Raises ValueError for a
+        mask that is not optimal.
+        """
+        counts = [int(count) for count in group.add_up([int(mask.count_nonzero()) for mask in masks])]
+        everyone = group.gather([_edges(cost, mask) for cost, mask in zip(costs, masks, strict=True)])
+        edges = [
+            (max(low for low, _ in parts), min(high for _, high in parts)) for parts in zip(*everyone, strict=True)
+        ]
+        low, high = (tuple(counts), tuple(counts)) if per_tensor else ((0,) * len(sizes), tuple(sizes))
+        width = _width(counts, edges, low, high)
+        if width < 0:
+            raise ValueError("Certificate: the mask of these shards is not optimal; give what was selected from them.")
+        nu, thresholds = _duals(counts, edges, low, high)
+        [ties] = group.add_up([sum(_equal(cost, at) for cost, at in zip(costs, thresholds, strict=True))])
+        return cls(sum(counts), low, high, nu, thresholds, 0.0, int(ties), width / 2)
+
+    def check(
+        self, costs: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor], group: ShardGroup | None = None
+    ) -> float:
         """The gap of the mask, computed from nothing but the costs, the mask and the dual values; 0 = optimal.
 
+        group: where costs and masks are this process's rows of the tensors, the processes that hold the others; all
+        must call this, and have the same result.
         One pass, in chunks, accumulated in float64; nothing is concatenated. Never NaN: equal infinities differ by 0.
         Raises ValueError if the mask does not hold exactly the stated counts, if shapes differ, and for NaN.
         """
@@ -97,6 +125,14 @@ class Certificate:
             raise ValueError(f"Certificate: of {len(self.thresholds)} tensors; {len(tensors)} were given.")
         refuse_nan(tensors)
         counts = [int(mask.count_nonzero()) for mask in kept]
+        slacks = [
+            float(_slack(part, chosen, threshold))
+            for cost, mask, threshold in zip(tensors, kept, self.thresholds, strict=True)
+            for part, chosen in chunks(cost, mask)
+        ]
+        if group is not None:
+            *summed, slack = group.add_up([*counts, sum(slacks)])
+            counts, slacks = [int(count) for count in summed], [slack]
         _check_counts(counts, self.keep, self.least, self.most)
         terms = [
             _above(threshold, self.nu) * (count - low) if count > low else 0.0
@@ -106,9 +142,7 @@ class Certificate:
             _above(self.nu, threshold) * (high - count) if count < high else 0.0
             for threshold, count, high in zip(self.thresholds, counts, self.most, strict=True)
         ]
-        for cost, mask, threshold in zip(tensors, kept, self.thresholds, strict=True):
-            terms += [float(_slack(part, chosen, threshold)) for part, chosen in chunks(cost, mask)]
-        return sum(terms)
+        return sum(terms + slacks)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for JSON; infinities as strings, which JSON has no numbers for."""

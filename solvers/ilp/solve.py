@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,8 @@ from argprune.solvers.ilp.certificate import Certificate, of_one_count
 from argprune.solvers.ilp.closed_form import kth_largest
 from argprune.solvers.ilp.group_certificate import GroupCertificate
 from argprune.solvers.ilp.problem import Selection, Solution, objective_of, refuse_infinite, refuse_nan
+from argprune.solvers.ilp.rows import kept_counts, smallest_of_shards
+from argprune.solvers.shards import ShardGroup
 
 How = Literal["closed-form", "exact", "relaxed", "lagrangian", "dynamic"]
 
@@ -169,7 +171,13 @@ def _up_to_threshold(costs: Sequence[Tensor], keep: int) -> list[Tensor]:
     return masks
 
 
-def smallest_within(costs: Sequence[Tensor], keep: int, least: Sequence[int], most: Sequence[int]) -> list[Tensor]:
+def smallest_within(
+    costs: Sequence[Tensor],
+    keep: int,
+    least: Sequence[int],
+    most: Sequence[int],
+    group: ShardGroup | None = None,
+) -> list[Tensor]:
     """Masks of least cost with `keep` kept in total and least_l to most_l in tensor l; exact, ties as in `smallest`.
 
     Clamp and re-select. Order all entries by (cost, position); call n_l(p) the entries of tensor l among the first p.
@@ -180,20 +188,22 @@ def smallest_within(costs: Sequence[Tensor], keep: int, least: Sequence[int], mo
     deficit >= excess, some p* <= p, and tensors at or below `least` at p are so at p*: their count is least_l. Else
     some p* >= p, and those at or above `most` have most_l. That settles at least one tensor (deficit or excess is
     positive); the others are the same problem again, so that there are at most as many rounds as tensors.
+    group: where every process holds some rows of each tensor, these processes; all must call this.
     Source: dossier paper-pins-sparsebert, section 5, laminar family.
     """
+    select = smallest if group is None else partial(smallest_of_shards, group=group)
     masks: list[Tensor | None] = [None] * len(costs)
     # Tensors with a count of their own need no round.
     settled = {index: low for index, (low, high) in enumerate(zip(least, most, strict=True)) if low == high}
     while True:
         for index, count in settled.items():
-            [masks[index]] = smallest([costs[index]], count)
+            [masks[index]] = select([costs[index]], count)
             keep -= count
         free = [index for index, mask in enumerate(masks) if mask is None]
         if not free:
             break
-        selected = smallest([costs[index] for index in free], keep)
-        counts = {index: int(mask.count_nonzero()) for index, mask in zip(free, selected, strict=True)}
+        selected = select([costs[index] for index in free], keep)
+        counts = dict(zip(free, kept_counts(selected, group), strict=True))
         deficit = sum(max(least[index] - count, 0) for index, count in counts.items())
         excess = sum(max(count - most[index], 0) for index, count in counts.items())
         if deficit == excess == 0:

@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 from argprune.solvers.distillation import Distillation
 from argprune.solvers.groups import Tied, Weight
 from argprune.solvers.ilp.closed_form import keep_largest
+from argprune.solvers.ilp.rows import largest_of_shards
 from argprune.solvers.methods.outputs import Outputs
+from argprune.solvers.shards import group_of, totals
 
 State = dict[str, Tensor | float | int | str]
 
@@ -37,6 +39,17 @@ class Method:
     def distillation(self) -> Distillation | None:
         """What a teacher shall teach, unless the user says otherwise; None: nothing."""
         return None
+
+    @property
+    def needs_whole_weights(self) -> str | None:
+        """Why the method cannot work where every process holds some rows of a weight (FSDP); None where it can.
+
+        One that can gets such `Weight`s, whose `shard` says which rows the parameter is: what it sums, counts or
+        selects over a matrix goes over all processes. What `state_dict` names <what>.<weight> and is shaped like the
+        parameter is then of these rows, and everything else the same on all processes; `attach`, the hooks, `logs`,
+        `state_dict` and `report` are called by all of them.
+        """
+        return "it looks at whole weights"
 
     @property
     def constant_rate(self) -> bool:
@@ -165,12 +178,23 @@ def keep_count(numel: int, sparsity: float) -> int:
 def magnitude_masks(weights: Sequence[Weight], sparsity: float, scope: str) -> list[Tensor]:
     """Masks of the largest magnitudes: exactly `keep_count` a matrix ("matrix") or over all together ("global")."""
     scores = [weight.parameter.detach().abs() for weight in weights]
+    return largest_masks(weights, scores, sparsity, scope)
+
+
+def largest_masks(weights: Sequence[Weight], scores: Sequence[Tensor], sparsity: float, scope: str) -> list[Tensor]:
+    """The same of any scores, one tensor shaped like each weight's parameter."""
+    group = group_of(weights)
+
+    def keep(some: Sequence[Tensor], total: int) -> list[Tensor]:
+        count = keep_count(total, sparsity)
+        return keep_largest(some, count) if group is None else largest_of_shards(some, count, group)
+
     if scope == "global":
-        return keep_largest(scores, keep_count(sum(score.numel() for score in scores), sparsity))
-    return [keep_largest([score], keep_count(score.numel(), sparsity))[0] for score in scores]
+        return keep(scores, sum(weight.numel for weight in weights))
+    return [keep([score], weight.numel)[0] for weight, score in zip(weights, scores, strict=True)]
 
 
 def zero_fraction(weights: Sequence[Weight]) -> float:
     """The fraction of real zeros over all entries of the weights."""
-    total = sum(weight.parameter.numel() for weight in weights)
-    return 1 - sum(int(weight.parameter.detach().count_nonzero()) for weight in weights) / total
+    [nonzero] = totals(weights, [sum(int(weight.parameter.detach().count_nonzero()) for weight in weights)])
+    return 1 - int(nonzero) / sum(weight.numel for weight in weights)

@@ -45,6 +45,7 @@ from argprune.solvers.prox.reweighting import LogReweighting, SquaredReweighting
 from argprune.solvers.prox.smooth import SquaredL2
 from argprune.solvers.registry import register
 from argprune.solvers.schedules import CubicSparsity, Phases, check_sparsity
+from argprune.solvers.shards import totals
 
 GroupMetric = Literal["decoupled", "constant", "group-metric", "metric"]
 PenaltyForm = Literal["norm", "squared"]
@@ -109,6 +110,7 @@ class BlockLasso(Method):
         self._phases = Phases(self.warmup, self.cooldown)
         self._structure = Structure(self.structure, self.width, self.height, self.strips)
         self._given: Sequence[Tied] | None = None
+        self._weights: Sequence[Weight] = ()
         LogReweighting(self.eps_rw)
         for name, value, choices in (
             ("scope", self.scope, get_args(Scope)),
@@ -131,6 +133,15 @@ class BlockLasso(Method):
             )
         if self.reweight_every is not None and self.reweight_every < 1:
             raise ValueError(f"block-lasso: reweight_every {self.reweight_every}; give at least 1 step, or None.")
+
+    @property
+    def needs_whole_weights(self) -> str | None:
+        """Groups may go beyond a row; what all processes know of every group must be little beside the weights."""
+        if self.literal:
+            return "literal puts a penalty of them into the loss"
+        if self.structure == "elements":
+            return "structure 'elements' has as many groups as entries; method 'rpp' does the same without groups"
+        return self._structure.beyond_rows(self._weights)
 
     @property
     def wants_ties(self) -> tuple[Literal["heads", "neurons"], ...]:
@@ -183,7 +194,7 @@ class BlockLasso(Method):
         for tie, factors, strength in zip(self._ties, self._factors, self._strengths, strict=True):
             norms = torch.linalg.vector_norm(tie.split([weight.parameter for weight in tie.weights]), dim=1)
             powers = norms.square() if self.penalty == "squared" else norms
-            total = total + strength * (factors.to(powers.dtype) * powers).sum()
+            total = total + strength * (tie.own(factors).to(powers.dtype) * powers).sum()
         return total
 
     def before_step(self, step: int) -> None:
@@ -239,11 +250,15 @@ class BlockLasso(Method):
         stacks = [tie.stack() for tie in self._ties]
         taus = [self._tau(index) for index in range(len(self._ties))]
         if self.strength is None:
-            critical = [critical_strengths(*problem) for problem in zip(stacks, taus, self._factors, strict=True)]
+            critical = [
+                tie.whole(critical_strengths(stack, tau, tie.own(factors)))
+                for tie, stack, tau, factors in zip(self._ties, stacks, taus, self._factors, strict=True)
+            ]
             self._strengths = strengths_for(critical, self._sizes, self._schedule(step), self.scope)
         problems = zip(self._ties, stacks, taus, self._factors, self._strengths, strict=True)
         for tie, stack, tau, factors, strength in problems:
-            if strength == 0:
+            factors = tie.own(factors)
+            if strength == 0 or not stack.numel():
                 continue
             if self.penalty == "squared":
                 rates = torch.as_tensor(2 * strength * factors[:, None] * tau, dtype=stack.dtype)
@@ -262,7 +277,7 @@ class BlockLasso(Method):
             return stack
         # Where the step is lr / r, r the root of the second moment, the group's is lr / root mean square of r.
         inverse = torch.where(stack > 0, 1 / stack, 0).square().sum(1, keepdim=True, dtype=torch.float64)
-        tau = (self._sizes[index][:, None] / inverse).sqrt()
+        tau = (tie.own(self._sizes[index])[:, None] / inverse).sqrt()
         return torch.where(inverse > 0, tau, 0)
 
     @torch.no_grad()
@@ -330,7 +345,7 @@ class BlockLasso(Method):
         return {
             **line,
             "group_sparsity": sum(int(z.sum()) for z in zero) / sum(len(z) for z in zero),
-            "penalty": float(self._penalty()),
+            "penalty": totals(self._weights, [float(self._penalty())])[0],
             "strength_min": min(self._strengths),
             "strength_max": max(self._strengths),
             "factors_min": min(float(factors.min()) for factors in self._factors),
@@ -343,7 +358,7 @@ class BlockLasso(Method):
     def report(self) -> dict[str, Any]:
         """Groups and their sizes, what the prox zeroed by itself, how many groups were added, and what was attained."""
         sizes = torch.cat(self._sizes)
-        kept = sum(int(mask.sum()) for mask in self._support.masks().values())
+        [kept] = totals(self._weights, [sum(int(mask.sum()) for mask in self._support.masks().values())])
         return {
             "groups": len(sizes),
             "group_size": [int(sizes.min()), int(sizes.max())],

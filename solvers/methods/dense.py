@@ -24,6 +24,10 @@ class Dense(Method):
         if self.sparsity != 0:
             raise ValueError(f"dense: sparsity {self.sparsity}; this method prunes nothing, so it must be 0.")
 
+    @property
+    def needs_whole_weights(self) -> None:
+        """It only lets them be trained."""
+
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
         """Remember the weights, for the masks."""
         self._weights = weights

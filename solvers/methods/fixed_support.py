@@ -41,6 +41,10 @@ class FixedSupport(Method):
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
 
+    @property
+    def needs_whole_weights(self) -> None:
+        """A mask is kept entry by entry."""
+
     @torch.no_grad()
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
         """Take the support. Raises ValueError where the weights' sparsity is another."""
@@ -50,7 +54,7 @@ class FixedSupport(Method):
                 f"fixed-support: sparsity {self.sparsity}, but {found:.4f} of the model's weights are zero; give that, "
                 f"and the model of a pruned run."
             )
-        self._entries = abs(found - self.sparsity) * sum(weight.parameter.numel() for weight in weights)
+        self._entries = abs(found - self.sparsity) * sum(weight.numel for weight in weights)
         self._weights, self._support = weights, Support(weights)
         self._support.fix([weight.parameter.detach() != 0 for weight in weights])
 

@@ -73,11 +73,17 @@ class Magnitude(Method):
             raise ValueError(f"magnitude: scope {self.scope!r}; choose 'matrix' or 'global'.")
         self._structure = Structure(self.structure, self.width, self.height, self.strips)
         self._given: Sequence[Tied] | None = None
+        self._weights: Sequence[Weight] = ()
 
     @property
     def wants_ties(self) -> tuple[Literal["heads", "neurons"], ...]:
         """The units that the structure names."""
         return self._structure.kinds
+
+    @property
+    def needs_whole_weights(self) -> str | None:
+        """Groups may go beyond a row; entries, and parts of rows, do not."""
+        return self._structure.beyond_rows(self._weights)
 
     def tie(self, ties: Sequence[Tied]) -> None:
         """Take the units."""

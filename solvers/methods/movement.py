@@ -20,8 +20,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from argprune.solvers.ilp.closed_form import keep_largest
-from argprune.solvers.methods.base import keep_count
+from argprune.solvers.methods.base import largest_masks
 from argprune.solvers.methods.straight_through import MaskScores, ScoreOptimizer
 from argprune.solvers.registry import register
 from argprune.solvers.schedules import Phases, check_sparsity
@@ -65,7 +64,7 @@ class Movement(MaskScores):
         sparsity = self._schedule(step)
         if self.scope == "global":
             return self._largest(sparsity)
-        return [keep_largest([score], keep_count(score.numel(), sparsity))[0] for score in self._scores.values]
+        return largest_masks(self._weights, self._scores.values, sparsity, self.scope)
 
     def _final_masks(self) -> list[Tensor]:
         return self._masks(self._end)

@@ -11,6 +11,7 @@ for each step of the cool-down:  optimizer's step on f, restricted to the suppor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,7 +23,9 @@ from argprune.solvers.groups import Weight
 from argprune.solvers.methods.base import Method, State, Support, magnitude_masks, zero_fraction
 from argprune.solvers.prox.base import Regularizer
 from argprune.solvers.prox.optimizer import Metric, ProximalOptimizer
+from argprune.solvers.prox.reweighting import LogReweighting
 from argprune.solvers.schedules import CubicSparsity, Phases
+from argprune.solvers.shards import totals
 
 
 class Controller(Protocol):
@@ -110,6 +113,23 @@ class Penalised(Method):
         if (step - self._begin) % self.reweight_every == 0 and not (step == self._begin and self._free_first_round):
             self._reweight()
 
+    def _factors(self, rule: Any, index: int, w: Tensor) -> Tensor:
+        """The factors of a rule for a weight, of which this process may hold only some rows (w)."""
+        weight = self._weights[index]
+        if weight.shard is None or type(rule) is not LogReweighting:
+            factors: Tensor = rule.factors(w)
+            return factors
+        [distance] = totals([weight], [float((w.detach().abs() + rule.eps).sum())])
+        return rule.factors_of_part(w, distance / weight.numel)
+
+    def _root_mean_square(self, weight: Weight) -> float:
+        """Of all entries of a weight."""
+        entries = weight.parameter.detach()
+        if weight.shard is None:
+            return float(entries.square().mean().sqrt())
+        [squares] = totals([weight], [float(entries.square().sum())])
+        return math.sqrt(squares / weight.numel)
+
     @torch.no_grad()
     def _reweight(self) -> None:
         self._was_zero = [weight.parameter.detach() == 0 for weight in self._weights]
@@ -128,10 +148,10 @@ class Penalised(Method):
     def _fix_support(self) -> None:
         parameters = [weight.parameter.detach() for weight in self._weights]
         nonzero = sum(int(p.count_nonzero()) for p in parameters)
-        total = sum(p.numel() for p in parameters)
-        self._prox_sparsity = 1 - nonzero / total
+        self._prox_sparsity = zero_fraction(self._weights)
         self._support.fix(self._final_masks())
-        self._top_up = nonzero - sum(int(p.count_nonzero()) for p in parameters)
+        [removed] = totals(self._weights, [nonzero - sum(int(p.count_nonzero()) for p in parameters)])
+        self._top_up = int(removed)
         self._proximal.strength = 0.0
         self._proximal.regularizers = [self._regularizer(index) for index in range(len(self._weights))]
 
@@ -179,12 +199,13 @@ class Penalised(Method):
             int(((weight.parameter.detach() != 0) & zero).sum())
             for weight, zero in zip(self._weights, self._was_zero, strict=False)
         )
+        penalty, revived = totals(self._weights, [penalty, regrown])
         return {
             "sparsity": zero_fraction(self._weights),
             "penalty": penalty,
             "strength_min": min(strengths),
             "strength_max": max(strengths),
-            "regrown": regrown,
+            "regrown": int(revived),
         }
 
     def report(self) -> dict[str, Any]:

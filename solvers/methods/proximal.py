@@ -105,6 +105,15 @@ class Proximal(Penalised):
             wanted = "metric 'metric'" if self.metric == "metric" else f"reweighting {self.reweighting!r}"
             raise ValueError(f"proximal: {wanted} needs a separable regularizer; {self.regularizer!r} ties entries.")
 
+    @property
+    def needs_whole_weights(self) -> str | None:
+        """Regularizers of entries can be shared out, those that tie entries not."""
+        if self.structure != "elements" or not getattr(self._base, "separable", False):
+            return f"regularizer {self.regularizer!r} ties entries"
+        if self._rule is not None and not getattr(self._rule, "entrywise", False):
+            return f"reweighting {self.reweighting!r} ranks all entries of a matrix"
+        return None
+
     def _build_regularizer(self, transposed: bool) -> Any:
         if self.structure == "elements":
             return with_prox(registry.build("regularizers", self.regularizer))
@@ -144,7 +153,7 @@ class Proximal(Penalised):
 
     def _measure(self, weights: Sequence[Weight]) -> None:
         self._ties = self._structure.ties(weights, None)
-        sizes = [float(w.parameter.detach().square().mean().sqrt()) for w in weights]
+        sizes = [self._root_mean_square(weight) for weight in weights]
         self._scales = [2.0 ** round(math.log2(size)) if size > 0 else 1.0 for size in sizes]
 
     def _regularizer(self, index: int) -> Scaled:
@@ -155,7 +164,7 @@ class Proximal(Penalised):
         if self._rule is None:
             return None
         scale = self._scales[index]
-        factors = self._rule.factors(self._weights[index].parameter.detach() / scale)
+        factors = self._factors(self._rule, index, self._weights[index].parameter.detach() / scale)
         return Scaled(Reweighted(self._base, factors), scale)
 
     def _controller_for(self, target: Callable[[], float], exact: Callable[[], bool]) -> StrengthSearch:

@@ -76,11 +76,15 @@ class RPP(Penalised):
             raise ValueError(f"rpp: scope {self.scope!r}; choose 'matrix' or 'global'.")
 
     @property
+    def needs_whole_weights(self) -> None:
+        """The l1 norm is one of entries."""
+
+    @property
     def _free_first_round(self) -> bool:  # type: ignore[override]
         return self.plain_first_round
 
     def _measure(self, weights: Sequence[Weight]) -> None:
-        self._set_rules([float(w.parameter.detach().square().mean().sqrt()) for w in weights])
+        self._set_rules([self._root_mean_square(weight) for weight in weights])
 
     def _set_rules(self, scales: Sequence[float]) -> None:
         # A matrix of zeros has no scale of its own; any positive epsilon then gives the same factors.
@@ -93,7 +97,7 @@ class RPP(Penalised):
         return WeightedL1(1.0)
 
     def _reweighted(self, index: int) -> WeightedL1:
-        return WeightedL1(1.0, self._rules[index].factors(self._weights[index].parameter))
+        return WeightedL1(1.0, self._factors(self._rules[index], index, self._weights[index].parameter))
 
     def _controller_for(self, target: Callable[[], float], exact: Callable[[], bool]) -> SparsityController:
         return SparsityController(target, self.scope, exact)

@@ -23,8 +23,10 @@ from argprune.solvers.criteria.base import Accumulators, Elementwise, Evidence, 
 from argprune.solvers.groups import Weight
 from argprune.solvers.ilp import Certificate, Selection, solve
 from argprune.solvers.ilp.problem import chunks
+from argprune.solvers.ilp.rows import smallest_of_shards
 from argprune.solvers.methods.base import Method, State, Support, keep_count, zero_fraction
 from argprune.solvers.schedules import CubicSparsity, Phases, check_sparsity
+from argprune.solvers.shards import ShardGroup, group_of
 
 Masks = Literal["persistent", "soft", "nested"]
 
@@ -42,6 +44,10 @@ class Scored(Method):
     warmup: float
     cooldown: float
     examples: int
+
+    @property
+    def needs_whole_weights(self) -> None:
+        """Scores are of entries, and one count ties them."""
 
     def _criterion(self) -> Elementwise:
         """The criterion whose scores decide."""
@@ -152,19 +158,33 @@ class Scored(Method):
         if self.masks == "nested":
             for cost, kept in zip(self._costs, self._support.masks().values(), strict=False):
                 cost.masked_fill_(~kept, torch.inf)
-        sizes = [cost.numel() for cost in self._costs]
+        sizes = [weight.numel for weight in self._weights]
         sparsity = self._schedule(step)
         if self.scope == "global":
             counts = [keep_count(sum(sizes), sparsity)]
         else:
             counts = [keep_count(size, sparsity) for size in sizes]
-        solution = solve(Selection(self._costs, counts[0] if self.scope == "global" else counts))
-        self._certificate, self._selected = solution.certificate, solution.masks
+        group = group_of(self._weights)
+        if group is None:
+            solution = solve(Selection(self._costs, counts[0] if self.scope == "global" else counts))
+            self._certificate, self._selected = solution.certificate, solution.masks
+        else:
+            self._certificate, self._selected = self._select_of_shards(counts, sizes, group)
         self._counters["events"] += 1
         self._counters["masked"] = 1 - sum(counts) / sum(sizes)
-        self._support.fix(solution.masks)
+        self._support.fix(self._selected)
         if self.masks == "soft" and step < self._end:
             self._support.release()
+
+    def _select_of_shards(
+        self, counts: Sequence[int], sizes: Sequence[int], group: ShardGroup
+    ) -> tuple[Certificate, list[Tensor]]:
+        """The same program where every process has some rows of the costs."""
+        if self.scope == "global":
+            masks = smallest_of_shards(self._costs, counts[0], group)
+        else:
+            masks = [smallest_of_shards([c], k, group)[0] for c, k in zip(self._costs, counts, strict=True)]
+        return Certificate.of_shards(self._costs, masks, sizes, self.scope == "matrix", group), masks
 
     def finish(self) -> dict[str, Tensor]:
         """The masks of the last event."""
@@ -174,7 +194,7 @@ class Scored(Method):
     def _verified(self) -> Certificate | None:
         """The last event's certificate, its gap computed anew from costs and masks."""
         if self._certificate is not None and self._selected:
-            gap = self._certificate.check(self._costs, self._selected)
+            gap = self._certificate.check(self._costs, self._selected, group_of(self._weights))
             self._certificate, self._selected = replace(self._certificate, gap=gap), []
         return self._certificate
 

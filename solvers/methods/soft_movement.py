@@ -29,10 +29,12 @@ from torch import Tensor
 
 from argprune.solvers.groups import Weight
 from argprune.solvers.ilp import keep_largest
+from argprune.solvers.ilp.rows import kept_counts, largest_of_shards
 from argprune.solvers.methods.base import State
 from argprune.solvers.methods.straight_through import MaskScores, ScoreOptimizer
 from argprune.solvers.registry import register
 from argprune.solvers.schedules import Phases, check_sparsity
+from argprune.solvers.shards import group_of, totals
 
 
 @register(
@@ -81,7 +83,7 @@ class SoftMovement(MaskScores):
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
         """Take the weights and lay out the schedule."""
         super().attach(weights, total_steps)
-        self._least = [int(self.least * weight.parameter.numel()) for weight in weights]
+        self._least = [int(self.least * weight.numel) for weight in weights]
         self._reached = {"threshold": 0.0, "threshold_sparsity": 0.0}
 
     def _progress(self, step: int) -> float:
@@ -95,7 +97,7 @@ class SoftMovement(MaskScores):
         if strength:
             share = torch.sigmoid(self._scores.values[index], out=self._scores.buffer(index, 1))
             slope = torch.addcmul(share, share, share, value=-1, out=share)
-            result.add_(slope, alpha=strength / (result.numel() * len(self._weights)))
+            result.add_(slope, alpha=strength / (self._weights[index].numel * len(self._weights)))
         return result
 
     def _masks(self, step: int) -> list[Tensor]:
@@ -105,26 +107,37 @@ class SoftMovement(MaskScores):
         # sigmoid(S) > threshold, without a sigmoid; at 0 every score passes.
         bound = math.log(threshold / (1 - threshold)) if threshold else -math.inf
         masks = [score > bound for score in self._scores.values]
+        group = group_of(self._weights)
+        counts = kept_counts(masks, group)
         for index, (score, least) in enumerate(zip(self._scores.values, self._least, strict=True)):
-            if int(masks[index].count_nonzero()) < least:
-                [masks[index]] = keep_largest([score], least)
+            if counts[index] < least:
+                [masks[index]] = (
+                    keep_largest([score], least) if group is None else largest_of_shards([score], least, group)
+                )
         return masks
 
     def _final_masks(self) -> list[Tensor]:
         gates = self._masks(self._end)
-        total = sum(gate.numel() for gate in gates)
-        reached = 1 - sum(int(gate.count_nonzero()) for gate in gates) / total
+        kept = sum(kept_counts(gates, group_of(self._weights)))
+        reached = 1 - kept / sum(weight.numel for weight in self._weights)
         self._reached = {"threshold": self._threshold_of(gates), "threshold_sparsity": reached}
         return gates if self.threshold is None else self._largest(self.sparsity, self._least)
 
     def _threshold_of(self, masks: Sequence[Tensor]) -> float:
         """The sigmoid of the smallest score kept, of the matrices that keep more than they must."""
+        group = group_of(self._weights)
         bounds = [
             float(score[mask].min())
-            for score, mask, least in zip(self._scores.values, masks, self._least, strict=True)
-            if int(mask.count_nonzero()) > least
+            for score, mask, count, least in zip(
+                self._scores.values, masks, kept_counts(masks, group), self._least, strict=True
+            )
+            # Of a sharded matrix, the kept entries may all be in other processes' rows.
+            if count > least and bool(mask.any())
         ]
-        return float(torch.tensor(min(bounds, default=math.inf), dtype=torch.float64).sigmoid())
+        bound = min(bounds, default=math.inf)
+        if group is not None:
+            bound = min(group.gather(bound))
+        return float(torch.tensor(bound, dtype=torch.float64).sigmoid())
 
     def state_dict(self) -> State:
         """What the threshold reached beside what every method of this kind saves."""
@@ -139,7 +152,8 @@ class SoftMovement(MaskScores):
         """Until the support is fixed, also the threshold in force and the penalty."""
         logs = super().logs()
         if not self._support and self._gates:
-            means = [float(torch.sigmoid(score).mean()) for score in self._scores.values]
+            sums = totals(self._weights, [float(torch.sigmoid(score).sum()) for score in self._scores.values])
+            means = [total / weight.numel for total, weight in zip(sums, self._weights, strict=True)]
             logs["penalty"] = self.strength * self._progress(self._step) * sum(means) / len(means)
             logs["threshold"] = self._threshold_of(self._gates)
         return logs

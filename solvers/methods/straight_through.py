@@ -18,8 +18,10 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from argprune.solvers.groups import Weight
 from argprune.solvers.ilp import Selection, solve
+from argprune.solvers.ilp.solve import smallest_within
 from argprune.solvers.methods.base import Method, State, Support, keep_count, zero_fraction
 from argprune.solvers.schedules import CubicSparsity, Phases
+from argprune.solvers.shards import group_of, totals
 
 ScoreOptimizer = Literal["adamw", "sgd"]
 
@@ -220,6 +222,10 @@ class StraightThrough(Method):
 class MaskScores(StraightThrough):
     """Base of the methods whose gates are masks, chosen from scores that learn by gradient times weight."""
 
+    @property
+    def needs_whole_weights(self) -> None:
+        """Scores are of entries, and one count ties them."""
+
     def _masks(self, step: int) -> list[Tensor]:
         """The masks after step `step`."""
         raise NotImplementedError
@@ -236,19 +242,24 @@ class MaskScores(StraightThrough):
 
     def _largest(self, sparsity: float, least: Sequence[int] | None = None) -> list[Tensor]:
         """Masks of the largest scores over all weights: exactly `keep_count`, at least `least` of each weight."""
-        scores = self._scores.values
-        keep = keep_count(sum(score.numel() for score in scores), sparsity)
+        scores, sizes = self._scores.values, [weight.numel for weight in self._weights]
+        keep = keep_count(sum(sizes), sparsity)
+        group = group_of(self._weights)
         # The program minimises. Negated in place and back, which is exact, the scores are not copied.
         for score in scores:
             score.neg_()
-        masks = solve(Selection(scores, keep=keep, least=least), certify=False).masks
+        if group is None:
+            masks = solve(Selection(scores, keep=keep, least=least), certify=False).masks
+        else:
+            masks = smallest_within(scores, keep, least or [0] * len(sizes), sizes, group)
         for score in scores:
             score.neg_()
         return masks
 
     def _new_gates(self, step: int) -> list[Tensor]:
         masks = self._masks(step)
-        self._revived = sum(int((new > old).count_nonzero()) for new, old in zip(masks, self._gates, strict=False))
+        revived = sum(int((new > old).count_nonzero()) for new, old in zip(masks, self._gates, strict=False))
+        self._revived = int(totals(self._weights, [revived])[0])
         return masks
 
     def state_dict(self) -> State:

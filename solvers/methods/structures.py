@@ -66,6 +66,13 @@ class Structure:
         """The units tied across matrices that it stands for."""
         return _TIES.get(self.name, ())
 
+    def beyond_rows(self, weights: Sequence[Weight]) -> str | None:
+        """Why some groups of these weights are not within one row as it is stored; None where all are."""
+        if self.name not in ("elements", "rows", "block-rows"):
+            return f"structure {self.name!r} ties entries of several rows"
+        turned = next((weight.name for weight in weights if weight.transposed and self.name != "elements"), None)
+        return None if turned is None else f"structure {self.name!r} ties entries of several stored rows of {turned}"
+
     def groups(self) -> Groups:
         """The groups of each matrix. Raises ValueError for units that are tied across matrices."""
         match self.name:

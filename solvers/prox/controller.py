@@ -8,14 +8,17 @@ s-quantile of |a_i| / (tau_i factors_i). A sample of the entries estimates it at
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from argprune.solvers.ilp import Certificate, solve_sharded
 from argprune.solvers.prox.optimizer import ProximalOptimizer
 from argprune.solvers.prox.separable import WeightedL1
+from argprune.solvers.shards import ShardGroup, group_of
 
 Scope = Literal["matrix", "global"]
 
@@ -39,28 +42,31 @@ class SparsityController:
         """The strengths for the coming prox."""
         target, exact = self._target(), self._exact()
         count = len(optimizer.weights)
+        group = group_of(optimizer.weights)
+        quantile = _quantile if group is None else partial(_quantile_of_shards, exact=exact, group=group)
         if target == 0:
             self.last = [0.0] * count
         elif self._scope == "matrix":
-            self.last = [_quantile([_critical_strength(optimizer, i, exact)], target) for i in range(count)]
+            self.last = [quantile([_critical_strength(optimizer, i, exact)], target) for i in range(count)]
         else:
-            total = sum(weight.parameter.numel() for weight in optimizer.weights)
+            total = sum(weight.numel for weight in optimizer.weights)
             stride = 1 if exact else max(1, total // (_SAMPLE * count))
             critical = [_critical_strength(optimizer, i, exact, stride) for i in range(count)]
-            self.last = [_quantile(critical, target)] * count
+            self.last = [quantile(critical, target)] * count
         return self.last
 
 
 def _critical_strength(optimizer: ProximalOptimizer, index: int, exact: bool, stride: int | None = None) -> Tensor:
     """The strength at which each (sampled) entry of a weight vanishes."""
-    w = optimizer.weights[index].parameter.detach().flatten()
-    regularizer = optimizer.regularizers[index]
+    weight, regularizer = optimizer.weights[index], optimizer.regularizers[index]
+    w = weight.parameter.detach().flatten()
     assert isinstance(regularizer, WeightedL1), "the quantile rule holds for weighted l1 only"
     if stride is None:
-        stride = 1 if exact else max(1, w.numel() // _SAMPLE)
-    step, factors = optimizer.prox_step(index, stride), regularizer.factors
-    unit = step * (factors.flatten()[::stride] if isinstance(factors, Tensor) else factors)
-    return w[::stride].abs() / (unit * regularizer.strength)
+        stride = 1 if exact else max(1, weight.numel // _SAMPLE)
+    start = weight.first_of(stride)
+    step, factors = optimizer.prox_step(index, stride, start), regularizer.factors
+    unit = step * (factors.flatten()[start::stride] if isinstance(factors, Tensor) else factors)
+    return w[start::stride].abs() / (unit * regularizer.strength)
 
 
 def _quantile(critical: list[Tensor], target: float) -> float:
@@ -69,11 +75,33 @@ def _quantile(critical: list[Tensor], target: float) -> float:
     zeros = round(target * total)
     if zeros == 0:
         return 0.0
+    return _between(*_neighbours(critical, zeros, total))
+
+
+def _between(last: float, first: float) -> float:
     # Just below the first entry to survive would do as well; the midpoint is the farthest from a rounding slip.
-    last, first = _neighbours(critical, zeros, total)
     strength = last + (first - last) / 2
     # At a learning rate of 0 no strength zeroes anything, and the prox is the identity.
     return strength if strength < float("inf") else 0.0
+
+
+def _quantile_of_shards(critical: list[Tensor], target: float, exact: bool, group: ShardGroup) -> float:
+    """The same where every process has some of the critical strengths; all must call this.
+
+    Samples are put together; all entries stay where they are, and the same two neighbours are found by selection.
+    """
+    if not exact:
+        return _quantile([part.cpu() for parts in group.gather(critical) for part in parts], target)
+    [total] = group.add_up([sum(len(c) for c in critical)])
+    zeros = round(target * total)
+    if zeros == 0:
+        return 0.0
+    # 0 / 0, at a learning rate of 0, is no number; no strength zeroes that entry, and it sorts last as above.
+    found = solve_sharded([c.nan_to_num(nan=torch.inf, posinf=torch.inf) for c in critical], zeros, group.group)
+    assert isinstance(found.certificate, Certificate)
+    last = found.certificate.nu
+    # The margin is half of the way to the first entry to survive.
+    return _between(last, 2 * last if zeros == total else last + 2 * found.certificate.margin)
 
 
 def _neighbours(critical: list[Tensor], zeros: int, total: int) -> tuple[float, float]:

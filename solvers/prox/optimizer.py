@@ -93,11 +93,12 @@ class ProximalOptimizer(Optimizer):
         strengths = self.strengths()
         groups = [self.param_groups[group] for group in self._group_of]
         # The prox step times the strength; for "metric" its numerator. Formulas are for steps > 0.
-        steps = [strength * self._constant_step(index) for index, strength in enumerate(strengths)]
+        steps = [strength * self.constant_step(index) for index, strength in enumerate(strengths)]
         formulas = {
             index: formula
             for index, weight in enumerate(self.weights)
             if steps[index] > 0
+            and weight.parameter.numel()
             and takes(self.optimizer, groups[index], weight.parameter)
             and (formula := self._formula(index)) is not None
         }
@@ -152,16 +153,22 @@ class ProximalOptimizer(Optimizer):
     def _prox_of_(self, indices: Iterable[int], strengths: Sequence[float]) -> None:
         indices = list(indices)
         if self.fused and self.metric != "metric":
-            together = [index for index in indices if strengths[index] > 0 and self._formula(index) is not None]
+            together = [
+                index
+                for index in indices
+                if strengths[index] > 0 and self.weights[index].parameter.numel() and self._formula(index) is not None
+            ]
             prox_each_(
                 [self._regularizers[index] for index in together],
                 [self.weights[index].parameter.data for index in together],
-                [strengths[index] * self._constant_step(index) for index in together],
+                [strengths[index] * self.constant_step(index) for index in together],
             )
             indices = [index for index in indices if index not in together]
         for index in indices:
             weight, strength, regularizer = self.weights[index], strengths[index], self._regularizers[index]
-            if strength == 0 or (self.fused and self._fused_prox_(index, strength)):
+            # A process may hold no row of a sharded weight.
+            nothing = strength == 0 or not weight.parameter.numel()
+            if nothing or (self.fused and self._fused_prox_(index, strength)):
                 continue
             if self.metric == "metric" and _goes_by_chunks(weight, regularizer):
                 self._prox_by_chunks_(index, strength)
@@ -188,7 +195,7 @@ class ProximalOptimizer(Optimizer):
         metric_prox_(w, second, float(group["lr"]) * strength, float(group["eps"]), correction**0.5, formula)
         return True
 
-    def _constant_step(self, index: int) -> float:
+    def constant_step(self, index: int) -> float:
         """The prox step, or for "metric" its numerator, at strength 1."""
         return self.step_size if self.step_size is not None else float(self.param_groups[self._group_of[index]]["lr"])
 
@@ -205,16 +212,17 @@ class ProximalOptimizer(Optimizer):
             step = _metric_step(second[part], correction, group["eps"], rate, out=buffer[: len(piece)])
             regularizer.prox_(piece, step, part)
 
-    def prox_step(self, index: int, stride: int | None = None) -> float | Tensor:
+    def prox_step(self, index: int, stride: int | None = None, start: int = 0) -> float | Tensor:
         """The prox step tau of one weight at strength 1: a float, or for "metric" a tensor of the parameter's shape.
 
-        stride: compute only every stride-th entry of the flattened parameter, for controllers that sample.
+        stride: compute only every stride-th entry of the flattened parameter from entry `start` on, for controllers
+        that sample.
         """
-        rate = self._constant_step(index)
+        rate = self.constant_step(index)
         if self.metric != "metric":
             return rate
         second, correction, group = self._second_moments(index)
-        second = second if stride is None else second.flatten()[::stride]
+        second = second if stride is None else second.flatten()[start::stride]
         out = torch.empty_like(second, dtype=self.weights[index].parameter.dtype)
         return _metric_step(second, correction, group["eps"], rate, out=out)
 

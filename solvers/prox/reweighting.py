@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class Reweighting(Protocol):
     """A reweighting rule. Where what it majorises depends on the round's weights, an optional `at(w)` gives that rule.
 
     surrogate: what the factors weight: "l1" (sum f_i |w_i|), "group-lasso" (sum f_g ||w_g||) or "squared-l2"
-    (sum f_i w_i^2, which makes no zeros).
+    (sum f_i w_i^2, which makes no zeros). Where a factor depends on its own entry alone, a rule may say so by an
+    attribute `entrywise`, true; it then also works on parts of a matrix.
     """
 
     surrogate: Surrogate
@@ -63,10 +64,20 @@ class LogReweighting:
     def __post_init__(self) -> None:
         check_parameter("LogReweighting", "eps", self.eps, strict=True)
 
+    @property
+    def entrywise(self) -> bool:
+        """Whether it works on parts of a matrix: but for the mean, which `factors_of_part` is told."""
+        return type(self) is LogReweighting or not self.normalise
+
     def factors(self, w: Tensor) -> Tensor:
         """Factors for the next round: a new tensor of w's shape, entries > 0."""
         distance = w.detach().abs() + self.eps
         return distance.mean() / distance if self.normalise else 1 / distance
+
+    def factors_of_part(self, w: Tensor, mean: float) -> Tensor:
+        """The same for a part of a matrix (w); mean: of |w| + eps over all of the matrix."""
+        distance = w.detach().abs() + self.eps
+        return mean / distance if self.normalise else 1 / distance
 
     def at(self, w: Tensor) -> LogReweighting | _Rescaled:
         """The rule of the round that begins at w: its penalty has the factor that `normalise` gives the factors."""
@@ -105,6 +116,7 @@ class PowerReweighting:
     eps: float
     power: float = 0.5
     surrogate: Surrogate = "l1"
+    entrywise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_parameter("PowerReweighting", "eps", self.eps, strict=True)
@@ -273,9 +285,9 @@ class Reweighted:
         factors = self.factors.contiguous().view(-1)
         return Formula(_ReweightedProx(inner.function), (factors, *inner.constants))
 
-    def sampled(self, stride: int) -> Reweighted:
-        """The same function of every stride-th entry of the flattened tensor."""
-        return Reweighted(self.regularizer, self.factors.flatten()[::stride])
+    def sampled(self, stride: int, start: int = 0) -> Reweighted:
+        """The same function of every stride-th entry of the flattened tensor, from entry `start` on."""
+        return Reweighted(self.regularizer, self.factors.flatten()[start::stride])
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,9 +337,9 @@ class Scaled:
         scale = torch.tensor(self.scale, dtype=torch.float64)
         return inner._replace(function=_ScaledProx(inner.function), constants=(scale, *inner.constants))
 
-    def sampled(self, stride: int) -> Scaled:
-        """The same function of every stride-th entry of the flattened tensor."""
-        inner = self.regularizer.sampled(stride) if hasattr(self.regularizer, "sampled") else self.regularizer
+    def sampled(self, stride: int, start: int = 0) -> Scaled:
+        """The same function of every stride-th entry of the flattened tensor, from entry `start` on."""
+        inner = self.regularizer.sampled(stride, start) if hasattr(self.regularizer, "sampled") else self.regularizer
         return Scaled(inner, self.scale)
 
 

@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from argprune.solvers.prox.optimizer import ProximalOptimizer
 from argprune.solvers.prox.reweighting import Scaled
+from argprune.solvers.shards import totals
 
 _SAMPLE = 1 << 11
 # From strength 1 the first search may have far to go; a float holds no more than this.
@@ -48,22 +48,23 @@ class StrengthSearch:
         return self.last
 
     def _search(self, optimizer: ProximalOptimizer, index: int, target: float, start: float) -> float:
-        exact = self._exact()
+        exact, weight = self._exact(), optimizer.weights[index]
         w, step, regularizer = _problem(optimizer, index, exact)
-        zeros = math.floor(target * w.numel() + 1e-9)
+        [searched] = totals([weight], [w.numel()])
+        zeros = math.floor(target * searched + 1e-9)
         # At a learning rate of 0 no strength zeroes anything, and the prox is the identity.
-        if zeros == 0 or float(torch.as_tensor(step).max()) == 0:
+        if zeros == 0 or optimizer.constant_step(index) == 0:
             return start
         separable = bool(getattr(regularizer, "separable", False))
 
         def enough(strength: float) -> bool:
             # Beyond `zeros` where exact, so that the lower end of the bracket zeroes no more than wanted.
-            found = _zeros(regularizer, w, step * strength)
+            [found] = totals([weight], [_zeros(regularizer, w, step * strength) if w.numel() else 0])
             return found > zeros if exact else found >= zeros
 
         if not separable and not exact and start:
             return start * (1.02 if not enough(start) else 1 / 1.02)
-        low, high = _bracket(enough, start or 1.0, optimizer.weights[index].name)
+        low, high = _bracket(enough, start or 1.0, weight.name)
         for _ in range(_EXACT_HALVINGS if exact else _HALVINGS):
             if high / low < 1 + 1e-7:
                 break
@@ -76,11 +77,14 @@ def _problem(optimizer: ProximalOptimizer, index: int, exact: bool) -> tuple[Ten
     """The coming prox problem of a weight, or of a sample of its entries where they are not tied."""
     weight, regularizer = optimizer.weights[index], optimizer.regularizers[index]
     w = weight.parameter.detach()
-    stride = max(1, w.numel() // _SAMPLE)
+    stride = max(1, weight.numel // _SAMPLE)
     if exact or stride == 1 or not getattr(regularizer, "separable", False):
         return w, optimizer.prox_step(index), regularizer
-    sampled = regularizer.sampled(stride) if hasattr(regularizer, "sampled") else regularizer
-    return w.flatten()[::stride], optimizer.prox_step(index, stride), sampled
+    start = weight.first_of(stride)
+    # Only those that know of other rows take a start.
+    whence = (stride,) if start == 0 else (stride, start)
+    sampled = regularizer.sampled(*whence) if hasattr(regularizer, "sampled") else regularizer
+    return w.flatten()[start::stride], optimizer.prox_step(index, stride, start), sampled
 
 
 def _zeros(regularizer: Any, w: Tensor, step: float | Tensor) -> int:

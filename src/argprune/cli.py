@@ -109,6 +109,12 @@ def _prune(arguments: list[str]) -> int:
     arguments = [re.sub(r"^--sign(?==|$)", "--criterion.sign", argument) for argument in arguments]
     # A switch of the methods that can be run as their authors did.
     arguments = ["--method.literal=true" if argument == "--literal" else argument for argument in arguments]
+    # So is this one, where no value follows.
+    following = [*arguments[1:], "--"]
+    arguments = [
+        "--fsdp=true" if argument == "--fsdp" and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
     plugged = {}
     for kind in ("regularizer", "criterion"):
         arguments, plugged[kind] = _plug_in(arguments, kind)

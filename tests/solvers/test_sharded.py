@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import Threads
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, multiprocessing
@@ -141,48 +140,6 @@ def test_every_rank_refuses_what_is_wrong_on_one(name: str, by_rank: list[dict[A
 
 def test_a_group_of_one_is_the_closed_form(by_rank: list[dict[Any, Any]]) -> None:
     assert torch.equal(by_rank[1]["alone"][0], solve(Selection(normal(60), 7)).masks[0])
-
-
-class Threads:
-    """torch.distributed's calls among threads, each of which is a rank: processes would take too long to start."""
-
-    def __init__(self, ranks: int) -> None:
-        self.ranks = ranks
-        self.own = threading.local()
-        # A rank that waits for what never comes fails, with a BrokenBarrierError in all of them.
-        self.barrier = threading.Barrier(ranks, timeout=20)
-        self.given: list[Any] = [None] * ranks
-
-    def swap(self, value: Any) -> list[Any]:
-        self.given[self.own.rank] = value
-        self.barrier.wait()
-        result = list(self.given)
-        self.barrier.wait()
-        return result
-
-    def all_gather_object(self, result: list[Any], value: Any, group: None = None) -> None:
-        result[:] = self.swap(value)
-
-    def all_reduce(self, counts: Tensor, group: None = None) -> None:
-        counts.copy_(torch.stack(self.swap(counts.clone())).sum(0))
-
-    def run(self, function: Callable[[int], Any]) -> list[Any]:
-        def of_rank(rank: int) -> Any:
-            self.own.rank = rank
-            try:
-                return function(rank)
-            except BaseException:
-                # The others must not wait for this one.
-                self.barrier.abort()
-                raise
-
-        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(self.ranks) as pool:
-            patch.setattr(dist, "get_rank", lambda group=None: self.own.rank)
-            patch.setattr(dist, "get_world_size", lambda group=None: self.ranks)
-            patch.setattr(dist, "get_backend", lambda group=None: "gloo")
-            patch.setattr(dist, "all_gather_object", self.all_gather_object)
-            patch.setattr(dist, "all_reduce", self.all_reduce)
-            return list(pool.map(of_rank, range(self.ranks)))
 
 
 @given(

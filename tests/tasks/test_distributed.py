@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -20,13 +19,11 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from processes import free_port, in_double_precision, join, meet, without_dropout
 from safetensors.torch import load_file
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-import argprune.models
-import argprune.tasks.distillation
-import argprune.tasks.prune
 from argprune import prune
 from argprune.models import load_tokenizer
 from argprune.solvers import registry
@@ -116,13 +113,6 @@ def run_jobs(place: Path, folder: Path, base: Mapping[str, Any]) -> dict[str, di
     return found
 
 
-def in_double_precision() -> None:
-    """From now on, load models in double precision."""
-    load = argprune.models.load_model
-    for module in (argprune.tasks.prune, argprune.tasks.distillation):
-        module.load_model = lambda *args, **kwargs: load(*args, **kwargs).double()  # type: ignore[attr-defined]
-
-
 def run_alone(rank: int, folder: Path, base: Mapping[str, Any]) -> None:
     """What one process does; its weights go to a file."""
     torch.set_num_threads(1)
@@ -133,8 +123,7 @@ def run_alone(rank: int, folder: Path, base: Mapping[str, Any]) -> None:
 def run_rank(rank: int, folder: Path, base: Mapping[str, Any], port: int) -> None:
     """What one of two processes does; its weights go to a file."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meet(rank, 2, port)
     resume_what_died(folder, base)
     in_double_precision()
     torch.save(run_jobs(folder / "two", folder, base), folder / f"rank{rank}.pt")
@@ -158,35 +147,6 @@ def resume_what_died(folder: Path, base: Mapping[str, Any]) -> None:
     PruningBridge.on_step_end = end  # type: ignore[method-assign]
     assert not RunDirectory(folder / "resumed").finished
     prune(**options, output=folder / "resumed", resume=True)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
-
-
-def join(function: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> None:
-    """Run a function in processes of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Read when torch is imported. As the command does: DDP warns of models all of whose weights have gradients.
-        patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        context = multiprocessing.spawn(function, arguments, nprocs=processes, join=False)
-    try:
-        while not context.join(timeout=1):
-            pass
-    finally:
-        # Whoever waits for what the other never sends; the test's time is limited.
-        for process in context.processes:
-            process.kill()
-
-
-def without_dropout(folder: Path) -> None:
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({key: 0.0 if "dropout" in key or "pdrop" in key else v for key, v in config.items()}))
 
 
 @pytest.fixture(scope="module")

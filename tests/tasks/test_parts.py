@@ -107,7 +107,7 @@ def test_bf16_and_accumulation_leave_sparsity_exact(
     assert run.metrics["sparsity"]["encoder"] == pytest.approx(1 - kept / total, abs=1e-12)
 
 
-def test_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsdp_of_accelerate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match=r"^FSDP: methods need whole weights"):
+    with pytest.raises(ValueError, match=r"^FSDP of accelerate .*give argprune --fsdp\.$"):
         open_ranks.__wrapped__()
