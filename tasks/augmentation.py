@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from argprune.models import load_model, load_tokenizer
-from argprune.tasks.harness import Encoded
+from argprune.tasks.encoded import Encoded
 from argprune.tasks.settings import Augment
 from argprune.tasks.texts import Task
 

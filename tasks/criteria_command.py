@@ -39,7 +39,7 @@ from argprune.tasks.criteria_files import results_csv, results_dict
 from argprune.tasks.criteria_suffix import BATCH_SIZE, Batch, Suffix, make_batches
 from argprune.tasks.criteria_table import Layer, Results, print_results
 from argprune.tasks.data import load_classification
-from argprune.tasks.harness import Encoded
+from argprune.tasks.encoded import Encoded
 from argprune.tasks.prune import prune
 from argprune.tasks.runs import MODEL, write_atomic, write_json
 from argprune.tasks.settings import Settings

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from argprune.tasks.harness import Encoded
+from argprune.tasks.encoded import Encoded
 
 # Rows of data in a batch, as fine-tuning has them.
 BATCH_SIZE = 16

@@ -1,29 +1,23 @@
-"""The training harness: transformers.Trainer, and one bridge through which it drives a `Method`."""
+"""The training harness: a transformers.Trainer whose optimizer, loss and batches are a method's and a run's."""
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
@@ -32,80 +26,15 @@ from transformers.trainer_utils import EvalLoopOutput
 from argprune.models.outputs import count_terms, read_outputs
 from argprune.solvers.methods.base import Method
 from argprune.solvers.processes import average_over_processes
+from argprune.tasks.bridge import PruningBridge, load_method_state, read_marker
+from argprune.tasks.encoded import Encoded, LengthGroupedSampler
 from argprune.tasks.parts import Parts, Shares, scaled
 from argprune.tasks.progress import Progress
 from argprune.tasks.ranks import Ranks
-from argprune.tasks.runs import CHECKPOINT_DONE, RunDirectory, RunError, write_json
+from argprune.tasks.runs import RunDirectory, RunError
 from argprune.tasks.settings import Settings
 from argprune.tasks.snapshots import Snapshots
-from argprune.tasks.texts import Task, Writes, encode_rows
-
-if TYPE_CHECKING:
-    # At run time this would be a circle: what a teacher is matched on is drawn from encoded rows.
-    from argprune.tasks.distillation import Distiller
-
-_METHOD_TENSORS = "method.safetensors"
-_POOL = 16
-
-
-class Encoded(Dataset[dict[str, Any]]):
-    """Tokenised rows; `lengths` are their numbers of tokens. `by_length` sorts them, which saves padding.
-
-    encode: a task's; that of classification is the default. `about` is what examples have for the task's `measure`,
-    None of those that have nothing, beside the rows and the tokenizer that they were made of and with. `order` says
-    which one of `encode`'s each example is.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Any],
-        tokenizer: Any,
-        max_length: int,
-        *,
-        by_length: bool = False,
-        encode: Callable[[Sequence[Any], Any, int], list[dict[str, Any]]] = encode_rows,
-    ) -> None:
-        self.rows, self.tokenizer = rows, tokenizer
-        items = encode(rows, tokenizer, max_length)
-        self.order = list(range(len(items)))
-        if by_length:
-            self.order.sort(key=lambda at: len(items[at]["input_ids"]))
-        self._items = [items[at] for at in self.order]
-        self.lengths = [len(item["input_ids"]) for item in self._items]
-        self.about = [item.pop("about", None) for item in self._items]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._items[index]
-
-
-class LengthGroupedSampler(Sampler[int]):
-    """A seeded shuffle in which batches hold texts of like length.
-
-    The order depends on seed and epoch alone, so that a resumed run sees the batches of an uninterrupted one.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
-        self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch())
-        order = torch.randperm(len(self._lengths), generator=generator).tolist()
-        pool = self._batch_size * _POOL
-        batches: list[list[int]] = []
-        for start in range(0, len(order), pool):
-            chunk = sorted(order[start : start + pool], key=self._lengths.__getitem__)
-            batches += [chunk[i : i + self._batch_size] for i in range(0, len(chunk), self._batch_size)]
-        # A short batch anywhere but at the end would shift the rest out of its length group.
-        last = batches.pop()
-        for index in torch.randperm(len(batches), generator=generator).tolist():
-            yield from batches[index]
-        yield from last
+from argprune.tasks.texts import Task, Writes
 
 
 class PruningTrainer(Trainer):
@@ -301,7 +230,7 @@ class PruningTrainer(Trainer):
     def fit(self, checkpoint: Path | None) -> float:
         """Train from the start or a complete checkpoint; returns the seconds of training, earlier parts included."""
         self.bridge.resume_from(checkpoint)
-        done = 0 if checkpoint is None else _marker(checkpoint)["step"]
+        done = 0 if checkpoint is None else read_marker(checkpoint)["step"]
         if checkpoint is not None:
             self._method.reshape(load_method_state(checkpoint))
         if checkpoint is not None and done >= self.args.max_steps:
@@ -355,124 +284,6 @@ class PruningTrainer(Trainer):
         self._terms.clear()
         everywhere = self.ranks.gather(means)
         return {f"loss_{name}": sum(each[name] for each in everywhere) / len(everywhere) for name in means}
-
-
-class PruningBridge(TrainerCallback):
-    """Calls the method around every optimizer step, writes the log, completes checkpoints with the method's state."""
-
-    def __init__(self, method: Method, run: RunDirectory, progress: Progress) -> None:
-        self._method, self.run, self._progress = method, run, progress
-        self.trainer: PruningTrainer
-        self.snapshots: Snapshots
-        self.distiller: Distiller | None = None
-        self._checkpoint: Path | None = None
-        self._earlier, self._began = 0.0, time.monotonic()
-
-    def resume_from(self, checkpoint: Path | None) -> None:
-        """Say where the coming training starts: at a complete checkpoint, or from nothing."""
-        self._checkpoint, self._earlier, self._began = checkpoint, 0.0, time.monotonic()
-        step = 0
-        if checkpoint is not None:
-            marker = _marker(checkpoint)
-            self._earlier, step = marker["seconds"], marker["step"]
-        self.trainer.ranks.first(lambda: self.run.truncate_log(step))
-
-    def seconds(self) -> float:
-        """Seconds of training so far, those before a resume included."""
-        return self._earlier + time.monotonic() - self._began
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Restore what the method had at the checkpoint, or give each process noise of its own."""
-        ranks = self.trainer.ranks
-        if self._checkpoint is None and not ranks.is_first:
-            # Every process draws a dropout of its own. What methods draw is the same for all: seeded before.
-            torch.manual_seed(args.seed + 1_000_003 * ranks.rank)
-        if self.distiller is not None:
-            ranks.copy_first(self.distiller.parameters())
-        # The optimizer is there and weights are loaded only now.
-        if self._checkpoint is not None:
-            self._method.load_state_dict(self.trainer.load_method_state(self._checkpoint))
-            self.snapshots.load(self._checkpoint, _marker(self._checkpoint)["snapshots"])
-        else:
-            self.snapshots.ask(-1)
-        self._progress.start(state.max_steps, state.global_step)
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._method.before_step(state.global_step)
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """The method's `after_step`, at the learning rate of the step just made."""
-        assert self.trainer.optimizer is not None
-        assert self.trainer.model is not None
-        shapes = [parameter.shape for parameter in self.trainer.model.parameters()]
-        self._method.after_step(state.global_step, float(self.trainer.optimizer.param_groups[0]["lr"]))
-        if [parameter.shape for parameter in self.trainer.model.parameters()] != shapes:
-            self.trainer.renew_reducer()
-        self.snapshots.ask(state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._progress.advance(state.global_step)
-        # Trainer writes the checkpoint after this hook: weights that are not finite must not become one.
-        if control.should_save or state.global_step >= state.max_steps:
-            self.trainer.check_finite()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Any = None,
-        **_: Any,
-    ) -> None:
-        if "train_runtime" in logs:
-            return
-        line = {"step": state.global_step, **logs, **self._method.logs(), **self.trainer.pop_terms()}
-        if self.trainer.ranks.is_first:
-            self.run.append_log(line)
-        self._progress.report(line)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Add to Trainer's checkpoint what the method needs, and last the marker that it is complete."""
-        self.trainer.check_agreement()
-        # Once all have written what is theirs: the checkpoint is complete with the marker.
-        values = self.trainer.method_state()
-        self.snapshots.collect()
-        self.trainer.ranks.wait()
-        if self.trainer.ranks.is_first:
-            self._complete(self.run.path / f"checkpoint-{state.global_step}", state.global_step, values)
-
-    def _complete(self, folder: Path, step: int, values: Mapping[str, Any]) -> None:
-        save_file(
-            {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)},
-            folder / _METHOD_TENSORS,
-        )
-        numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
-        write_json(
-            folder / CHECKPOINT_DONE,
-            {
-                "step": step,
-                "seconds": self.seconds(),
-                "method": numbers,
-                "snapshots": self.snapshots.save(folder),
-            },
-        )
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._progress.stop()
-
-
-def load_method_state(checkpoint: Path) -> dict[str, Any]:
-    """What `Method.state_dict` gave at a checkpoint."""
-    return {**load_file(checkpoint / _METHOD_TENSORS), **_marker(checkpoint)["method"]}
-
-
-def _marker(checkpoint: Path) -> dict[str, Any]:
-    marker: dict[str, Any] = json.loads((checkpoint / CHECKPOINT_DONE).read_text(encoding="utf-8"))
-    return marker
 
 
 def total_steps(settings: Settings, rows: int) -> int:

@@ -17,7 +17,7 @@ from argprune.models.factorised import compact, factorise, input_grams
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import LowRank
 from argprune.tasks.certificate import stored_size
-from argprune.tasks.harness import Encoded
+from argprune.tasks.encoded import Encoded
 from argprune.tasks.one_shot import batches, drawn
 from argprune.tasks.settings import Settings
 

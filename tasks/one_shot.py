@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from argprune.models.layerwise import LayerReport, Layerwise, prune_layerwise
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import OneShot
-from argprune.tasks.harness import Encoded
+from argprune.tasks.encoded import Encoded
 from argprune.tasks.progress import Progress
 from argprune.tasks.ranks import Ranks
 from argprune.tasks.runs import RunDirectory

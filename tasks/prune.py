@@ -37,11 +37,12 @@ from argprune.tasks.distillation import (
     match_teacher,
     open_distiller,
 )
-from argprune.tasks.harness import Encoded, PruningTrainer, make_trainer, total_steps
+from argprune.tasks.encoded import Encoded
+from argprune.tasks.harness import PruningTrainer, make_trainer, total_steps
 from argprune.tasks.low_rank import DenseSizes, factor, merge
 from argprune.tasks.one_shot import batches, check_one_shot, drawn, prune_one_shot
 from argprune.tasks.options import Plan, plan
-from argprune.tasks.progress import make_progress
+from argprune.tasks.progress import Progress, make_progress
 from argprune.tasks.ranks import Ranks, open_ranks
 from argprune.tasks.runs import (
     CERTIFICATE,
@@ -322,59 +323,25 @@ class _Job:
 
         dense: the metrics of the dense reference, and reference its folder; None for a dense run.
         """
-        settings, method = self.planned.settings, self.planned.method
-        began = time.monotonic()
-        data, steps, ranks = self.data, self.steps, self.ranks
+        method, began = self.planned.method, time.monotonic()
         title = self.planned.method_name + (f" {method.sparsity:.0%}" if method.sparsity else "")
         progress = make_progress(title, quiet=quiet)
-        kind: Callable[..., PruningTrainer] = PruningTrainer
-        if self.sharding is not None:
-            kind = partial(ShardedTrainer, sharding=self.sharding, load=self.load)
-        trainer = make_trainer(
-            self.model, self.tokenizer, self.task, data, method, settings, steps, run, progress, ranks, kind
-        )
-        ranks.first(run.remove_incomplete)
-        checkpoint = ranks.first(run.last_checkpoint)
-        rows, extra = {split: len(part) for split, part in data.items()}, {}
+        trainer = self._trainer(run, progress)
+        self.ranks.first(run.remove_incomplete)
+        checkpoint = self.ranks.first(run.last_checkpoint)
         if isinstance(method, OneShot):
             assert dense is not None
-            pruned = prune_one_shot(
-                self.model,
-                self.weights,
-                method,
-                data,
-                self.task.collator(self.tokenizer),
-                settings,
-                run,
-                progress,
-                ranks,
-            )
-            rows |= pruned.rows
-            seconds = {"train": dense["seconds"]["train"], "prune": pruned.seconds}
-            extra = {"method_report": pruned.report(), "layers": pruned.details()}
+            seconds, facts = self._prune_at_once(method, run, dense, progress)
         else:
-            distill = find_distillation(settings, method)
-            if distill is not None and steps:
-                matched = self.matched or self.match(str(reference and reference / MODEL))
-                seen = data["train"].lengths[: steps * settings.batch_size]
-                distiller = open_distiller(
-                    distill, matched, self.model, self.task, self.batch(1), seen, run.path, ranks
-                )
-                trainer.bridge.distiller = distiller
-                with distiller.teaching():
-                    seconds = {"train": trainer.fit(checkpoint)}
-                extra = {"distillation": distiller.report()}
-            else:
-                seconds = {"train": trainer.fit(checkpoint) if steps else 0.0}
-        masks = method.finish()
-        sizes = self.dense_sizes
+            seconds, facts = self._train(trainer, checkpoint, run, reference)
+        masks, sizes = method.finish(), self.dense_sizes
         ratios = None if sizes is None else merge(self.model, sizes, method.sparsity)
         trainer.check_agreement()
         measured = time.monotonic()
-        predicted = {split: trainer.predict(data[split]) for split in self.task.splits if split != "train"}
+        predicted = {split: trainer.predict(self.data[split]) for split in self.task.splits if split != "train"}
         scores = {split: _score(output) for split, output in predicted.items()}
         seconds["evaluate"] = time.monotonic() - measured
-        report = method.report()
+        report = {"method_report": method.report(), **facts}
         state: Mapping[str, Tensor] = {}
         if self.sharding is not None:
             masks, state = self.sharding.masks(masks), self.sharding.state_dict()
@@ -383,39 +350,97 @@ class _Job:
             model, weights = self.whole(state)
             _save(run.path, model, self.tokenizer, masks)
             if isinstance(self.task, Judges):
-                _save_scores(run.path, self.task, data["test"], predicted["test"])
+                _save_scores(run.path, self.task, self.data["test"], predicted["test"])
             metrics = {
-                "task": settings.task,
-                "method": self.planned.method_name,
-                "model": settings.model,
-                "seed": settings.seed,
-                "metric": self.task.metric,
-                "larger_is_better": self.task.larger_is_better,
-                "steps": steps,
-                "dense": scores if isinstance(method, Dense) else dense and dense["pruned"],
-                "pruned": scores,
+                **self._facts(scores, dense),
                 **(ratios or _sparsity(model, weights, method)),
                 "seconds": {**seconds, "total": time.monotonic() - began},
-                "method_report": report,
-                "rows": rows,
-                "versions": _versions(ranks),
-                "config": self.planned.to_options(),
-                **extra,
+                **report,
             }
-            certificate = (
-                certify(run.path, method.sparsity, method.tolerance)
-                if sizes is None
-                else certify_size(run.path, method.sparsity, sizes.weights, method.tolerance)
-            )
-            if selection := metrics["method_report"].get("certificate"):
-                certificate[SELECTION] = selection
-            write_json(run.path / CERTIFICATE, certificate)
+            self._certify(run, metrics["method_report"])
             write_json(run.path / METRICS, metrics)
-            if not settings.keep_checkpoints:
+            if not self.planned.settings.keep_checkpoints:
                 run.remove_checkpoints()
             return metrics
 
-        return ranks.first(write)
+        return self.ranks.first(write)
+
+    def _trainer(self, run: RunDirectory, progress: Progress) -> PruningTrainer:
+        planned = self.planned
+        kind: Callable[..., PruningTrainer] = PruningTrainer
+        if self.sharding is not None:
+            kind = partial(ShardedTrainer, sharding=self.sharding, load=self.load)
+        return make_trainer(
+            self.model,
+            self.tokenizer,
+            self.task,
+            self.data,
+            planned.method,
+            planned.settings,
+            self.steps,
+            run,
+            progress,
+            self.ranks,
+            kind,
+        )
+
+    def _prune_at_once(
+        self, method: OneShot, run: RunDirectory, dense: Mapping[str, Any], progress: Progress
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Seconds, and what metrics.json says of it; training was the reference's."""
+        collator, settings = self.task.collator(self.tokenizer), self.planned.settings
+        pruned = prune_one_shot(
+            self.model, self.weights, method, self.data, collator, settings, run, progress, self.ranks
+        )
+        rows = {**{split: len(part) for split, part in self.data.items()}, **pruned.rows}
+        seconds = {"train": dense["seconds"]["train"], "prune": pruned.seconds}
+        return seconds, {"rows": rows, "method_report": pruned.report(), "layers": pruned.details()}
+
+    def _train(
+        self, trainer: PruningTrainer, checkpoint: Path | None, run: RunDirectory, reference: Path | None
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Seconds, and what metrics.json says of it."""
+        settings = self.planned.settings
+        facts: dict[str, Any] = {"rows": {split: len(part) for split, part in self.data.items()}}
+        distill = find_distillation(settings, self.planned.method)
+        if distill is None or not self.steps:
+            return {"train": trainer.fit(checkpoint) if self.steps else 0.0}, facts
+        matched = self.matched or self.match(str(reference and reference / MODEL))
+        seen = self.data["train"].lengths[: self.steps * settings.batch_size]
+        distiller = open_distiller(distill, matched, self.model, self.task, self.batch(1), seen, run.path, self.ranks)
+        trainer.bridge.distiller = distiller
+        with distiller.teaching():
+            seconds = {"train": trainer.fit(checkpoint)}
+        return seconds, facts | {"distillation": distiller.report()}
+
+    def _facts(self, scores: Mapping[str, Mapping[str, float]], dense: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What metrics.json says of the run, whatever its method did."""
+        planned = self.planned
+        return {
+            "task": planned.settings.task,
+            "method": planned.method_name,
+            "model": planned.settings.model,
+            "seed": planned.settings.seed,
+            "metric": self.task.metric,
+            "larger_is_better": self.task.larger_is_better,
+            "steps": self.steps,
+            "dense": scores if isinstance(planned.method, Dense) else dense and dense["pruned"],
+            "pruned": scores,
+            "versions": _versions(self.ranks),
+            "config": planned.to_options(),
+        }
+
+    def _certify(self, run: RunDirectory, report: Mapping[str, Any]) -> None:
+        """Write the certificate of what was saved, with the selection's, if the method reports one."""
+        method, sizes = self.planned.method, self.dense_sizes
+        certificate = (
+            certify(run.path, method.sparsity, method.tolerance)
+            if sizes is None
+            else certify_size(run.path, method.sparsity, sizes.weights, method.tolerance)
+        )
+        if selection := report.get("certificate"):
+            certificate[SELECTION] = selection
+        write_json(run.path / CERTIFICATE, certificate)
 
     def whole(self, state: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Weight]]:
         """The model and its weights to prune; of a sharded one, a whole model with the values of its state (state)."""

@@ -15,7 +15,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from argprune.models.outputs import read_outputs
 from argprune.solvers.methods import Method
 from argprune.solvers.methods.outputs import Outputs
-from argprune.tasks.harness import PruningTrainer, load_method_state
+from argprune.tasks.bridge import load_method_state
+from argprune.tasks.harness import PruningTrainer
 from argprune.tasks.ranks import Ranks
 from argprune.tasks.sharding import Sharding
 from argprune.tasks.snapshots import TEACHER, Snapshots

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from argprune.models import load_model, load_tokenizer
 from argprune.tasks.augmentation import Neighbours, Predictions, Words, augment
-from argprune.tasks.harness import Encoded
+from argprune.tasks.encoded import Encoded
 from argprune.tasks.language import Language
 from argprune.tasks.settings import Augment
 from argprune.tasks.texts import SPLITS, Classification, Row

@@ -38,7 +38,7 @@ from argprune.tasks.criteria_blocks import (
 from argprune.tasks.criteria_command import choose_weights, named_criteria
 from argprune.tasks.criteria_suffix import Batch, Suffix, make_batches
 from argprune.tasks.data import load_task
-from argprune.tasks.harness import Encoded
+from argprune.tasks.encoded import Encoded
 
 LAYERS = (
     "bert.encoder.layer.0.attention.self.query",

@@ -28,8 +28,9 @@ from argprune import prune
 from argprune.models import load_tokenizer
 from argprune.solvers import registry
 from argprune.solvers.methods import OneShot
+from argprune.tasks.bridge import PruningBridge
 from argprune.tasks.certificate import check_certificate
-from argprune.tasks.harness import PruningBridge, PruningTrainer
+from argprune.tasks.harness import PruningTrainer
 from argprune.tasks.language import Language, make_causal_lm
 from argprune.tasks.runs import RunDirectory
 from argprune.tasks.texts import SPLITS

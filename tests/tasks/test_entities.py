@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import BertTokenizer
 
 from argprune.tasks.data import load_task
-from argprune.tasks.harness import Encoded
+from argprune.tasks.encoded import Encoded
 from argprune.tasks.kinds import Entities, Sentence
 from argprune.tasks.kinds.entities import tag_names
 from argprune.tasks.texts import SPLITS

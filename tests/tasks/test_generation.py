@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from argprune.models import load_model, load_tokenizer
 from argprune.tasks.data import load_task
-from argprune.tasks.harness import Encoded
+from argprune.tasks.encoded import Encoded
 from argprune.tasks.kinds import DataToText, Described
 from argprune.tasks.kinds.generation import Architecture
 from argprune.tasks.kinds.untrained import make_writer

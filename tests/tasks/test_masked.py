@@ -16,8 +16,8 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from argprune import prune
 from argprune.models import load_tokenizer
+from argprune.tasks.bridge import PruningBridge
 from argprune.tasks.data import load_task
-from argprune.tasks.harness import PruningBridge
 from argprune.tasks.kinds import MaskedLanguage
 from argprune.tasks.task_options import TaskOptions
 from argprune.tasks.texts import SPLITS

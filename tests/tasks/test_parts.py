@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from argprune import prune
 from argprune.models.outputs import count_terms
-from argprune.tasks.harness import LengthGroupedSampler
+from argprune.tasks.encoded import LengthGroupedSampler
 from argprune.tasks.parts import Parts, Shares, scaled
 from argprune.tasks.ranks import Ranks, open_ranks
 from argprune.tasks.settings import Settings

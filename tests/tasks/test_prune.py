@@ -19,7 +19,7 @@ from argprune.solvers.groups import Weight
 from argprune.solvers.methods import Magnitude
 from argprune.tasks.certificate import check_certificate
 from argprune.tasks.data import load_task
-from argprune.tasks.harness import LengthGroupedSampler
+from argprune.tasks.encoded import LengthGroupedSampler
 from argprune.tasks.runs import RunDirectory, RunError
 
 STEPS = 40

@@ -25,8 +25,8 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from argprune import prune
 from argprune.solvers import registry
+from argprune.tasks.bridge import PruningBridge
 from argprune.tasks.certificate import check_certificate
-from argprune.tasks.harness import PruningBridge
 from argprune.tasks.language import Language, make_causal_lm
 from argprune.tasks.options import make_method, plan
 from argprune.tasks.runs import RunDirectory

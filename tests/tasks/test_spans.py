@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from argprune.models import load_tokenizer
 from argprune.tasks.data import load_task
-from argprune.tasks.harness import Encoded
+from argprune.tasks.encoded import Encoded
 from argprune.tasks.kinds import Answer, Question, SpanExtraction
 from argprune.tasks.kinds.spans import places_of
 from argprune.tasks.metrics import answer_scores
