@@ -27,11 +27,14 @@ from argprune import prune
 from argprune.solvers import registry
 from argprune.tasks.bridge import PruningBridge
 from argprune.tasks.certificate import check_certificate
+from argprune.tasks.kinds import DataToText, Described
 from argprune.tasks.language import Language, make_causal_lm
 from argprune.tasks.options import make_method, plan
+from argprune.tasks.ranks import Ranks
 from argprune.tasks.runs import RunDirectory
 from argprune.tasks.settings import Settings
 from argprune.tasks.sharded_trainer import ShardedTrainer
+from argprune.tasks.sharding import check_task
 from argprune.tasks.texts import SPLITS
 
 # All runs are made before the first test.
@@ -332,6 +335,14 @@ def test_one_process_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^fsdp: there is one process"):
         prune(**options, method="magnitude", fsdp=True, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_tasks_of_written_texts_are_refused() -> None:
+    rows = [Described("name[a]", ("a is here",))]
+    task = DataToText("menus", dict.fromkeys(SPLITS, rows), "causal-lm")
+    with pytest.raises(ValueError, match=r"^fsdp: task 'menus' is measured by texts that the model writes"):
+        check_task(Settings(task="menus", fsdp=True), task, Ranks(0, 2))
+    check_task(Settings(task="menus"), task, Ranks(0, 2))
 
 
 def test_the_option_leaves_old_configurations_as_they_were() -> None:
