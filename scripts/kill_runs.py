@@ -140,10 +140,12 @@ def main() -> int:
         kills += times
         found = result(folder / "run")
         if different := [name for name in expected if expected[name] != found[name]]:
-            print(f"trial {number}: DIFFERENT: {', '.join(different)} ({folder})")
+            print(f"trial {number}: DIFFERENT: {', '.join(different)} ({folder})", flush=True)
             bad += 1
         else:
             shutil.rmtree(folder)
+        if (number + 1) % 10 == 0:
+            print(f"{number + 1} trials, {kills} kills so far", flush=True)
     print(f"{arguments.trials} trials, {kills} kills: {bad} different")
     return int(bad > 0)
 
