@@ -1,6 +1,9 @@
-"""Take docs/gallery/report-*.png: a report of runs, looked at in Chromium at three widths.
+"""Take docs/gallery/NAME-*.png: a report of runs, looked at in Chromium at three widths.
 
-.venv/bin/python docs/gallery/report.py RUN... (those there are: runs/stdlib-docs/{dense,magnitude,platon,rpp}-*/)
+.venv/bin/python docs/gallery/report.py NAME TITLE RUN...
+
+Those there are: report, of runs/stdlib-docs/{dense,magnitude,platon,rpp}-*/, and study, of the study that
+scripts/kill_study.py has killed five times (WORK/killed/runs/kills).
 """
 
 import io
@@ -23,12 +26,11 @@ VIEWS = {
 }
 
 
-def main(runs: list[str]) -> None:
+def main(pictures: str, title: str, runs: list[str]) -> None:
     """Make a report of the runs, and the pictures."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         page = Path(folder) / "report.html"
-        title = "Pruning MiniLM on stdlib-docs"
         if status := argprune(["report", *runs, "--output", str(page), "--title", title]):
             raise SystemExit(status)
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
@@ -42,8 +44,10 @@ def main(runs: list[str]) -> None:
             )
             shot = Image.open(io.BytesIO(view.screenshot()))
             # 256 colours are enough for a drawing, and a third of the size.
-            shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(HERE / f"report-{name}.png", optimize=True)
+            shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+                HERE / f"{pictures}-{name}.png", optimize=True
+            )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
