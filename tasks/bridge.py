@@ -97,6 +97,7 @@ class PruningBridge(TrainerCallback):
         logs: Any = None,
         **_: Any,
     ) -> None:
+        """Trainer's line with the method's numbers, into the log and to the reader."""
         if "train_runtime" in logs:
             return
         line = {"step": state.global_step, **logs, **self._method.logs(), **self.trainer.pop_terms()}

@@ -49,6 +49,7 @@ class ShardedTrainer(PruningTrainer):
         return super().training_step(*args, **kwargs)
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
+        # Called before every step: settings refuse a max_grad_norm of 0, which would leave it out.
         self._sharding.take_gradients()
         return self._sharding.clip(self.args.max_grad_norm)
 

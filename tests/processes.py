@@ -6,15 +6,21 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 from torch import Tensor, multiprocessing
+
+from argprune import prune
+from argprune.tasks.bridge import PruningBridge
+from argprune.tasks.runs import RunDirectory
 
 
 def free_port() -> int:
@@ -61,6 +67,37 @@ def meet(rank: int, size: int, port: int) -> None:
     """Tell this process what torchrun would: its number, and where to meet the others."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def shared_folder(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that one of pytest's workers fills (make), and all of them read."""
+    base = factory.getbasetemp()
+    # xdist's workers share the folder above theirs: who comes first makes the runs for all.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = shared / name
+    with FileLock(shared / f"{name}.lock"):
+        if not (path / "done").exists():
+            path.mkdir()
+            make(path)
+            (path / "done").touch()
+    return path
+
+
+def die_and_resume(options: Mapping[str, Any], output: Path, step: int) -> None:
+    """A run that dies once, at the end of a step, and is resumed."""
+    end = PruningBridge.on_step_end
+
+    def dies(self: PruningBridge, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == step:
+            raise KeyboardInterrupt
+        end(self, args, state, control, **more)
+
+    PruningBridge.on_step_end = dies  # type: ignore[method-assign]
+    with suppress(KeyboardInterrupt):
+        prune(**options, output=output)
+    PruningBridge.on_step_end = end  # type: ignore[method-assign]
+    assert not RunDirectory(output).finished
+    prune(**options, output=output, resume=True)
 
 
 class Threads:

@@ -12,14 +12,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
-from processes import free_port, in_double_precision, join, meet, without_dropout
+from processes import die_and_resume, free_port, in_double_precision, join, meet, shared_folder, without_dropout
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
@@ -28,7 +26,6 @@ from argprune import prune
 from argprune.models import load_tokenizer
 from argprune.solvers import registry
 from argprune.solvers.methods import OneShot
-from argprune.tasks.bridge import PruningBridge
 from argprune.tasks.certificate import check_certificate
 from argprune.tasks.harness import PruningTrainer
 from argprune.tasks.language import Language, make_causal_lm
@@ -135,19 +132,7 @@ def resume_what_died(folder: Path, base: Mapping[str, Any]) -> None:
     options = {**base, "method": "l0", "model": str(folder / "dropout"), "checkpoint_every": 5}
     options |= {"dense": folder / "dropout-dense", "keep_checkpoints": True}
     prune(**options, output=folder / "whole")
-    end = PruningBridge.on_step_end
-
-    def dies(self: PruningBridge, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == 7:
-            raise KeyboardInterrupt
-        end(self, args, state, control, **more)
-
-    PruningBridge.on_step_end = dies  # type: ignore[method-assign]
-    with suppress(KeyboardInterrupt):
-        prune(**options, output=folder / "resumed")
-    PruningBridge.on_step_end = end  # type: ignore[method-assign]
-    assert not RunDirectory(folder / "resumed").finished
-    prune(**options, output=folder / "resumed", resume=True)
+    die_and_resume(options, folder / "resumed", 7)
 
 
 @pytest.fixture(scope="module")
@@ -155,16 +140,7 @@ def folder(
     tiny_model: str, tiny_data: str, tmp_path_factory: pytest.TempPathFactory, write_rows: Callable[..., None]
 ) -> Path:
     """A folder of models, and of the runs on them by one process (`one`) and by two (`two`)."""
-    base = tmp_path_factory.getbasetemp()
-    # xdist's workers share the folder above theirs: who comes first makes the runs for all.
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    path = shared / "processes"
-    with FileLock(shared / "processes.lock"):
-        if not (path / "done").exists():
-            path.mkdir()
-            make_runs(path, tiny_model, tiny_data, write_rows)
-            (path / "done").touch()
-    return path
+    return shared_folder(tmp_path_factory, "processes", lambda path: make_runs(path, tiny_model, tiny_data, write_rows))
 
 
 def make_runs(path: Path, tiny_model: str, tiny_data: str, write_rows: Callable[..., None]) -> None:

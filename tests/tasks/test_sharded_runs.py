@@ -10,14 +10,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
-from processes import free_port, in_double_precision, join, meet, without_dropout
+from processes import die_and_resume, free_port, in_double_precision, join, meet, shared_folder, without_dropout
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -25,7 +23,6 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from argprune import prune
 from argprune.solvers import registry
-from argprune.tasks.bridge import PruningBridge
 from argprune.tasks.certificate import check_certificate
 from argprune.tasks.kinds import DataToText, Described
 from argprune.tasks.language import Language, make_causal_lm
@@ -165,34 +162,13 @@ def resume_what_died(folder: Path, base: Mapping[str, Any]) -> None:
     options |= {"dense": folder / "dropout-dense", "keep_checkpoints": True, "precision": "bf16"}
     options |= {"max_steps": 6, "log_every": 3}
     prune(**options, output=folder / "whole")
-    end = PruningBridge.on_step_end
-
-    def dies(self: PruningBridge, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == 5:
-            raise KeyboardInterrupt
-        end(self, args, state, control, **more)
-
-    PruningBridge.on_step_end = dies  # type: ignore[method-assign]
-    with suppress(KeyboardInterrupt):
-        prune(**options, output=folder / "resumed")
-    PruningBridge.on_step_end = end  # type: ignore[method-assign]
-    assert not RunDirectory(folder / "resumed").finished
-    prune(**options, output=folder / "resumed", resume=True)
+    die_and_resume(options, folder / "resumed", 5)
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_model: str, tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models, and of the runs on them by one process (`one`) and by two (`two`)."""
-    base = tmp_path_factory.getbasetemp()
-    # xdist's workers share the folder above theirs: who comes first makes the runs for all.
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    path = shared / "sharded"
-    with FileLock(shared / "sharded.lock"):
-        if not (path / "done").exists():
-            path.mkdir()
-            make_runs(path, tiny_model, tiny_data)
-            (path / "done").touch()
-    return path
+    return shared_folder(tmp_path_factory, "sharded", lambda path: make_runs(path, tiny_model, tiny_data))
 
 
 def make_runs(path: Path, tiny_model: str, tiny_data: str) -> None:
