@@ -56,10 +56,11 @@ def in_double_precision() -> None:
     """From now on, load models in double precision."""
     import argprune.models
     import argprune.tasks.distillation
+    import argprune.tasks.job
     import argprune.tasks.prune
 
     load = argprune.models.load_model
-    for module in (argprune.tasks.prune, argprune.tasks.distillation):
+    for module in (argprune.tasks.job, argprune.tasks.prune, argprune.tasks.distillation):
         module.load_model = lambda *args, **kwargs: load(*args, **kwargs).double()  # type: ignore[attr-defined]
 
 

@@ -31,9 +31,9 @@ def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
 
     Columns: run (the folder's name), method, task, model, seed, sparsity_target, sparsity_encoder,
     sparsity_model, compression_encoder, compression_model, <split>_<metric> of the pruned model,
-    dense_<split>_<metric> of its dense reference, steps, seconds_train, option.<name> for each option that is
-    not the same at all points, report.<name> from the method (lists left out), status and error. No value: an empty
-    cell.
+    dense_<split>_<metric> of its dense reference, steps, seconds_train, precision (of auto, the one that was taken),
+    option.<name> for each option that is not the same at all points, report.<name> from the method (lists left out),
+    status and error. No value: an empty cell.
 
     Raises ValueError for a folder that is none or holds no runs, where a run's files cannot be read, and where
     the table cannot be written.
@@ -92,6 +92,7 @@ def _row(run: StudyRun, options: Mapping[str, Any]) -> Row:
             row |= {f"{prefix}{split}_{metric}": value for metric, value in flatten(scores or {}).items()}
     row["steps"] = metrics.get("steps")
     row["seconds_train"] = (metrics.get("seconds") or {}).get("train")
+    row["precision"] = metrics.get("config", {}).get("precision")
     report = flatten(metrics.get("method_report") or {})
     # A list has no place in one cell; metrics.json holds it.
     return row | {f"report.{name}": value for name, value in report.items() if not isinstance(value, list)}
@@ -117,7 +118,7 @@ def _varying(points: Iterable[Mapping[str, Any]]) -> list[str]:
 def _write(path: Path, rows: list[Row], option_columns: list[str]) -> None:
     """The columns in groups; within those that depend on task and method, by name."""
     head = [*_IDENTITY, "sparsity_target", *_SIZES]
-    tail = ["steps", "seconds_train"]
+    tail = ["steps", "seconds_train", "precision"]
     last = ["status", "error"]
     found = {name for row in rows for name in row} - {*head, *tail, *last, *option_columns}
     reports = sorted(name for name in found if name.startswith("report."))

@@ -174,7 +174,7 @@ def test_a_killed_run_is_done_again(
     def die(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("argprune.tasks.prune._save", die)
+    monkeypatch.setattr("argprune.tasks.job._save", die)
     with pytest.raises(KeyboardInterrupt):
         prune(**options, output=tmp_path / "run")
     monkeypatch.undo()

@@ -181,7 +181,7 @@ def test_resume_after_the_last_checkpoint(
     def die(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("argprune.tasks.prune._save", die)
+    monkeypatch.setattr("argprune.tasks.job._save", die)
     with pytest.raises(KeyboardInterrupt):
         prune(**job, method="rpp", sparsity=0.75, output=tmp_path / "run", dense=dense)
     monkeypatch.undo()

@@ -418,7 +418,7 @@ def test_collect(tmp_path: Path, fake: list[str]) -> None:
         ),
         *("test_accuracy", "test_f1", "validation_accuracy"),
         *("dense_test_accuracy", "dense_test_f1", "dense_validation_accuracy"),
-        *("steps", "seconds_train", "option.fake", "option.include", "option.method.eps_rw"),
+        *("steps", "seconds_train", "precision", "option.fake", "option.include", "option.method.eps_rw"),
         *("report.resumed", "status", "error"),
     ]
     last = read[-1]
