@@ -24,6 +24,7 @@ from torch import Tensor
 from argprune.models import load_model
 from argprune.models.teacher import Teacher, Wanted
 from argprune.tasks.distillation import Distiller, Matched
+from argprune.tasks.ranks import Ranks
 from argprune.tasks.settings import Distill
 from argprune.tasks.teacher_cache import Cache, Live
 
@@ -94,7 +95,7 @@ def prepared(
     wanted = Wanted(options.embedding > 0, options.hidden > 0, options.attention > 0)
     teacher = Teacher(load_model("minilm", num_labels=CLASSES), wanted)
     answers: Cache | Live = Cache(teacher, folder / learns) if cached else Live(teacher, "live")
-    distiller = Distiller(options, Matched(teacher, None), student.model, answers)
+    distiller = Distiller(options, Matched(teacher, None), student.model, answers, Ranks())
     with distiller.teaching():
         if cached:
             for _ in batches:
