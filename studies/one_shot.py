@@ -58,7 +58,8 @@ def main() -> int:
     parser.add_argument("studies", nargs="*", type=Path, default=STUDIES, metavar="STUDY.yaml")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    rows, left = [], 0
+    rows: list[dict[str, Any]] = []
+    left = 0
     for study in map(load_study, options.studies):
         for point in study.points:
             run = StudyRun(study.output, point.name)

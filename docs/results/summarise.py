@@ -20,19 +20,23 @@ Row = dict[str, str]
 
 def main() -> None:
     """Print all tables."""
-    methods()
-    print()
-    regularizers()
-    print()
-    pins()
-    print()
-    pins_glue()
-    print()
-    blocks()
-    print()
-    criteria()
-    print()
-    operators()
+    tables = (
+        methods,
+        regularizers,
+        pins,
+        pins_glue,
+        sparsebert,
+        when_to_prune,
+        tasks,
+        blocks,
+        flop_lm,
+        criteria,
+        operators,
+    )
+    for number, table in enumerate(tables):
+        if number:
+            print()
+        table()
 
 
 def methods() -> None:
@@ -114,6 +118,80 @@ def blocks() -> None:
     for (sparsity, structure, method), rows in sorted(runs.items(), key=order):
         cells = [f"{sparsity:.0%}", structure, method, str(len(rows)), *accuracies(rows), against_dense(rows)]
         print(f"| {' | '.join(cells)} |")
+
+
+def sparsebert() -> None:
+    """sparsebert.csv: a row a task, sparsity, method, teacher and learning rate, best on validation first."""
+    runs: dict[tuple[str, float, str, float], list[Row]] = defaultdict(list)
+    for row in finished("sparsebert.csv"):
+        if row["method"] != "dense":
+            taught = row["method"] != "sparsebert" and row["option.distill.cache"]
+            name = scored(row) + (" + distillation" if taught else "")
+            runs[row["task"], float(row["sparsity_target"]), name, float(row["option.learning_rate"])].append(row)
+
+    def order(item: tuple[tuple[str, float, str, float], list[Row]]) -> tuple[str, float, float]:
+        return item[0][0], -item[0][1], -mean(float(row["validation_accuracy"]) for row in item[1])
+
+    print(
+        "| task | sparsity | method | learning rate | seeds | validation | test | test against dense | kept of dense |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (task, sparsity, method, rate), rows in sorted(runs.items(), key=order):
+        cells = [task, f"{sparsity:.0%}", method, f"{rate:g}", str(len(rows)), *accuracies(rows), against_dense(rows)]
+        print(f"| {' | '.join(cells)} | {kept_of_dense(rows)} |")
+
+
+def kept_of_dense(rows: list[Row]) -> str:
+    """Test accuracy over that of the dense run of the same seed."""
+    return f"{mean(float(row['test_accuracy']) / float(row['dense_test_accuracy']) for row in rows):.1%}"
+
+
+def when_to_prune() -> None:
+    """when-to-prune.csv: a row a starting point and learning rate."""
+    print("| start | method | learning rate | validation | test | dense from that start |")
+    print("|---|---|---|---|---|---|")
+    for row in finished("when-to-prune.csv"):
+        if row["method"] != "dense":
+            rate, dense = float(row["option.learning_rate"]), 100 * float(row["dense_test_accuracy"])
+            name = row["method"] + (" + distillation" if row["option.distill.cache"] else "")
+            cells = [Path(row["model"]).name, name, f"{rate:g}", *accuracies([row]), f"{dense:.1f}"]
+            print(f"| {' | '.join(cells)} |")
+
+
+# The metric of a task's kind, where the runs of several are in one table.
+_METRICS = ("matthews_correlation", "combined_score", "f1", "bleu", "perplexity", "accuracy")
+
+
+def tasks() -> None:
+    """tasks.csv: a row a task, with the dense and the pruned model's metric on the test split."""
+    print("| task | metric | steps | dense | pruned |")
+    print("|---|---|---|---|---|")
+    for row in finished("tasks.csv"):
+        if row["method"] != "dense":
+            metric = next(name for name in _METRICS if row.get(f"test_{name}"))
+            scores = (float(row[f"{prefix}test_{metric}"]) for prefix in ("dense_", ""))
+            digits = 1 if metric == "perplexity" else 3
+            cells = [row["task"], metric, row["steps"], *(f"{score:.{digits}f}" for score in scores)]
+            print(f"| {' | '.join(cells)} |")
+
+
+def flop_lm() -> None:
+    """flop-lm.csv: a row a model, the smaller ones by sparsity and perplexity."""
+    print("| pruned | method | parameters | validation | test | a step, ms | inference, ms | dense / it |")
+    print("|---|---|---|---|---|---|---|---|")
+    with (HERE / "flop-lm.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            options = json.loads(row["options"] or "{}")
+            told = ", ".join(str(value) for name, value in options.items() if name != "scope")
+            method = row["method"] + (f", {told}" if told else "")
+            if row["method"] == "dense":
+                width = row["model"].removeprefix("stdlib-gpt2-")
+                method += f", {width} wide" if width.isdecimal() else ", the start"
+            perplexities = (f"{float(row[f'{split}_perplexity']):.1f}" for split in ("validation", "test"))
+            times = (f"{float(row[name]):.0f}" for name in ("train_ms", "inference_ms"))
+            sparsity = f"{float(row['sparsity']):.0%}" if float(row["sparsity"]) else ""
+            cells = [sparsity, method, f"{int(row['parameters']) / 1e6:.2f} M", *perplexities, *times]
+            print(f"| {' | '.join(cells)} | {float(row['speedup']):.2f} |")
 
 
 def grouped(row: Row) -> str:
@@ -221,4 +299,6 @@ def check() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(check() if "--check" in sys.argv[1:] else main())
+    if "--check" in sys.argv[1:]:
+        sys.exit(check())
+    main()

@@ -1,6 +1,6 @@
 """Gates that learn while a network trains: log_alpha, its optimizer, the constraints and the draws.
 
-log_alpha <- log((1 - droprate) / droprate) + noise
+log_alpha <- log((1 - droprate) / droprate) + prior + noise
 for each step:
     log_alpha <- Adam step with df/dlog_alpha + what the constraints push, within the clamp
     multipliers <- dual ascent;   near the end: log_alpha <- log_alpha - nu
@@ -57,12 +57,18 @@ class GateTraining:
     """log_alpha of some sets of gates, float32, and what moves it.
 
     size: the sets, and the gates' distribution. constraints: on their expected size. options: see `GateOptions`.
-    device: of the gates. The noise and all draws follow from torch's initial seed.
+    device: of the gates. prior: of each set, what its log_alphas start above the others, (count,); they stay within
+    the clamp. The noise and all draws follow from torch's initial seed.
     """
 
     @torch.no_grad()
     def __init__(
-        self, size: ExpectedSize, constraints: Sequence[SizeConstraint], options: GateOptions, device: torch.device
+        self,
+        size: ExpectedSize,
+        constraints: Sequence[SizeConstraint],
+        options: GateOptions,
+        device: torch.device,
+        prior: Sequence[Tensor] | None = None,
     ) -> None:
         self._size, self._options, self._counts = size, options, [units.count for units in size.sets]
         self.lagrangian = SizeLagrangian(size, constraints, options.ascent)
@@ -70,6 +76,8 @@ class GateTraining:
         start = size.gates.initial(options.droprate_init)
         self._log_alpha = torch.full((sum(self._counts),), start, device=device)
         self._log_alpha.add_(torch.empty_like(self._log_alpha).normal_(std=_NOISE, generator=self._generator))
+        if prior is not None:
+            self._log_alpha.add_(torch.cat(list(prior)).to(self._log_alpha)).clamp_(-options.clamp, options.clamp)
         self._adam = Adam([self._log_alpha], lr=options.score_rate, betas=_BETAS)
 
     @property

@@ -3,7 +3,7 @@
     W = Q diag(z) P,   z hard-concrete of log_alpha
     minimise over P, Q, log_alpha   E_z[f(W)]   subject to   E[size] = (1 - sparsity) * dense size
 
-    P, Q <- SVD of W;   log_alpha <- log((1 - droprate) / droprate) + noise
+    P, Q <- SVD of W, weighted by its inputs;   log_alpha <- log((1 - droprate) / droprate) + prior + noise
     for each step t of the pruning phase:
         z <- a sample, one a step;  g <- df/dz
         log_alpha <- Adam step with gradient g * dz/dlog_alpha + pressure * dE[size]/dlog_alpha, within the clamp
@@ -19,6 +19,7 @@ what is published and what differs here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,10 +31,13 @@ from torch.optim import Optimizer
 from argprune.solvers.groups import Weight
 from argprune.solvers.lagrangian import ExpectedSize, Gated, SizeConstraint, prefixed
 from argprune.solvers.methods.base import State
-from argprune.solvers.methods.low_rank import FactorPlan, Initial, LowRank
+from argprune.solvers.methods.low_rank import FactorPlan, Initial, LowRank, worth
 from argprune.solvers.methods.size_gates import SizeGates
 from argprune.solvers.processes import average_over_processes
 from argprune.solvers.registry import register
+
+# What a component without any worth counts as, so that it has a logarithm.
+_TINY = 1e-12
 
 
 @register("methods", "flop", examples=[{"sparsity": 0.5, "multiple": 1}])
@@ -43,19 +47,25 @@ class Flop(SizeGates, LowRank):
 
     sparsity: fraction of the weights' numbers that the compact factors save, in [0, 1).
     initial, rank, embeddings: see `FactorPlan`. multiple: ranks are multiples of it, where that meets the size.
+    informed: how much higher log_alpha starts for each standard deviation of the log of what a component is worth (its
+    share of the squares of its matrix's singular values, over its size), >= 0; 0: all start alike.
+    As published: initial "random", informed 0.
     The other options: see `SizeGates`.
     """
 
-    initial: Initial = "svd"
+    initial: Initial = "whitened"
     rank: Literal["break-even", "full"] | int = "break-even"
     embeddings: bool = False
     multiple: int = 8
+    informed: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._plan = FactorPlan(self.initial, self.rank, self.embeddings)
         if self.multiple < 1:
             raise ValueError(f"flop: multiple {self.multiple}; ranks are multiples of at least 1.")
+        if not 0 <= self.informed < math.inf:
+            raise ValueError(f"flop: informed {self.informed}; it must be finite and >= 0.")
 
     @property
     def wants_factors(self) -> FactorPlan:
@@ -74,8 +84,18 @@ class Flop(SizeGates, LowRank):
 
     def wrap_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Make the gates; the factors are where they will be trained now."""
-        self._make_gates(optimizer, self._factors[0].second.device)
+        self._make_gates(optimizer, self._factors[0].second.device, self._prior())
         return super().wrap_optimizer(optimizer)
+
+    def _prior(self) -> list[Tensor] | None:
+        """What the factorisation knows of the components, as an advance to their gates."""
+        known = [factors for factors in self._factors if factors.values is not None]
+        if not self.informed or self.initial == "random" or not known:
+            return None
+        logs = {f.name: (worth(f) / f.unit_size).clamp_min(_TINY).log() for f in known}
+        spread, centre = torch.std_mean(torch.cat(list(logs.values())), correction=0)
+        scale = self.informed / spread.clamp_min(_TINY)
+        return [scale * (logs[f.name] - centre) if f.name in logs else torch.zeros(f.rank) for f in self._factors]
 
     @property
     def _gated(self) -> bool:

@@ -198,6 +198,17 @@ class LowRank(Method):
         return dict(self._summary)
 
 
+def worth(factors: Factors) -> Tensor:
+    """The share of each component in the squares of its matrix's singular values, float64 (r,) on the CPU.
+
+    Raises ValueError for factors that were made without them.
+    """
+    if factors.values is None:
+        raise ValueError(f"{factors.name} comes without singular values; factorise it anew.")
+    squares = factors.values.cpu().double().square()
+    return squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
+
+
 def _candidates(factors: Factors, worth: Tensor) -> Tensor:
     """The components that may stay, int64 ascending: where they cannot become one matrix, fewer than would be it."""
     if factors.dense is None:

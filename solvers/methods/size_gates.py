@@ -6,10 +6,12 @@ for each step t of the pruning phase:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from argprune.solvers.lagrangian import Ascent, ExpectedSize, GateOptions, GateTraining, HardConcrete, SizeConstraint
@@ -62,10 +64,10 @@ class SizeGates:
         self._size, self._expected = size, 0.0
         self._begin, self._end = self._phases.steps(total_steps)
 
-    def _make_gates(self, optimizer: Optimizer, device: torch.device) -> None:
+    def _make_gates(self, optimizer: Optimizer, device: torch.device, prior: Sequence[Tensor] | None = None) -> None:
         """Make the gates, whose learning rate follows that of the optimizer's weights."""
         self._optimizer, self._peak = optimizer, float(optimizer.defaults["lr"])
-        self._training = GateTraining(self._size, [self._constraint], self._options, device)
+        self._training = GateTraining(self._size, [self._constraint], self._options, device, prior)
 
     def _learning_share(self) -> float:
         """What is left of the peak learning rate, in [0, 1]."""

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from argprune.solvers.groups import Weight
-from argprune.solvers.low_rank import Factors
-from argprune.solvers.methods.low_rank import FactorPlan, LowRank
+from argprune.solvers.methods.low_rank import FactorPlan, LowRank, worth
 from argprune.solvers.methods.structures import Scope
 from argprune.solvers.registry import register
 from argprune.solvers.schedules import check_sparsity
@@ -64,14 +63,7 @@ class Svd(LowRank):
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
         """Truncate."""
         super().attach(weights, total_steps)
-        self._drop([self._worth(factors) for factors in self._factors])
-
-    @staticmethod
-    def _worth(factors: Factors) -> Tensor:
-        if factors.values is None:
-            raise ValueError(f"svd: {factors.name} comes without singular values; factorise it anew.")
-        squares = factors.values.cpu().double().square()
-        return squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
+        self._drop([worth(factors) for factors in self._factors])
 
     def finish(self) -> dict[str, Tensor]:
         """Which components of the full factorisation are left."""
