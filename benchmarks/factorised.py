@@ -17,6 +17,7 @@ import argparse
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -235,11 +236,11 @@ def main() -> None:
         if part in ("forward", "step"):
             of_layer = forward if part == "forward" else step
             for shape in SHAPES[3:] if given.quick else SHAPES:
-                runs += [lambda f=of_layer, s=shape, n=n: f(s, n, given) for n in counts]
+                runs += [partial(of_layer, shape, n, given) for n in counts]
         elif part == "inference":
-            runs = [lambda name=name, n=n: inference(name, n, given) for name in names for n in counts]
+            runs = [partial(inference, name, n, given) for name in names for n in counts]
         else:
-            runs = [lambda name=name: training(name, given) for name in names]
+            runs = [partial(training, name, given) for name in names]
         for run in runs:
             found = run()
             _show(found)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedModel
 from turns import ENCODERS, in_turns, milliseconds, parse, parser, ratio, write
 
 from argprune.models import find_heads, find_neurons, find_weights
@@ -146,7 +146,7 @@ def without_matrices(model: BertModel) -> BertModel:
     return result
 
 
-def least_seconds(model: BertModel, tokens: int, machine: Machine) -> float:
+def least_seconds(model: PreTrainedModel, tokens: int, machine: Machine) -> float:
     """What the pruned matrices take at the roofline."""
     total = 0.0
     for weight in find_weights(model):
@@ -208,7 +208,7 @@ def compare_onnx(name: str, dense: BertModel, batch: int, sparsity: float, optio
     return Row(name, "onnxruntime", batch, "units", sparsity, *times, middle, quartiles, None, None, "shrunk")
 
 
-def _runner(model: BertModel, inputs: dict[str, Tensor]) -> Callable[[], object]:
+def _runner(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Callable[[], object]:
     return lambda: read_logits(model, inputs)
 
 

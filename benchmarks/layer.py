@@ -203,7 +203,7 @@ def main() -> None:
     if (options.rows is None) != (options.columns is None):
         parser.error("--rows and --columns go together.")
     torch.set_num_threads(options.threads)
-    shapes = SHAPES if options.rows is None else ((options.rows, options.columns),)
+    shapes: tuple[tuple[int, int], ...] = SHAPES if options.rows is None else ((options.rows, options.columns),)
     cases = itertools.chain(
         (drawn(*shape, options.tokens, seed) for seed in options.seeds for shape in shapes),
         activations(options.tokens // 2) if options.activations else (),

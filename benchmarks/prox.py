@@ -86,7 +86,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    rows = []
+    rows: list[Row] = []
     for comparison in comparisons(entries):
         if not arguments.only or comparison[0] in arguments.only:
             rows += compare(*comparison, repetitions)
@@ -138,7 +138,9 @@ def comparisons(entries: int) -> Iterator[tuple[str, str, Callable[[], object], 
         held.copy_(w)
         inplace = both(operator, held, "prox_")
         if name == "l1":
-            inplace.append(("torch", lambda: torch._C._nn.softshrink(w, STRENGTH * STEP, out=held)))
+            # The stub lacks `out`.
+            into = partial(torch._C._nn.softshrink, w, STRENGTH * STEP, out=held)  # type: ignore[call-arg]
+            inplace.append(("torch", into))
         yield name, "held", lambda: held.copy_(w), inplace
     held.copy_(w)
     # The copy beside it reads w and its factors and writes w: the least that the operator can do.

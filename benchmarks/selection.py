@@ -101,7 +101,7 @@ def global_unstructured(costs: list[Tensor], keep: int) -> list[Tensor]:
         modules.append(module)
     total = sum(cost.numel() for cost in costs)
     prune.global_unstructured([(m, "weight") for m in modules], prune.L1Unstructured, amount=total - keep)
-    return [module.weight_mask != 0 for module in modules]
+    return [module.get_buffer("weight_mask") != 0 for module in modules]
 
 
 CONTENDERS: dict[str, Callable[[list[Tensor], int], list[Tensor]]] = {

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import turns
-from torch import Tensor
+from torch import nn
 
 from argprune.solvers.prox import LogReweighting, ProximalOptimizer, WeightedL1
+from argprune.solvers.prox.optimizer import Metric
 
-OPTIMIZERS = {"default": {}, "fused": {"fused": True}}
-METRICS = ("decoupled", "metric")
+OPTIMIZERS: dict[str, dict[str, Any]] = {"default": {}, "fused": {"fused": True}}
+METRICS: tuple[Metric, ...] = ("decoupled", "metric")
 PASSES = {"two": False, "one": True}
 # Strong enough that a part of the entries becomes zero and stays there, as in a run; the arithmetic is the same.
 STRENGTH = 1e-2
@@ -43,25 +45,27 @@ class Row:
     pairs: int
 
 
-def encoder_weights(model: str, device: torch.device) -> list[Tensor]:
+def encoder_weights(model: str, device: torch.device) -> list[nn.Parameter]:
     """Random matrices with the shapes of the encoder's prunable weights, gradients set."""
     shapes = turns.encoder_shapes(model)
-    weights = [(0.04 * torch.randn(shape, device=device)).requires_grad_() for shape in shapes]
+    weights = [nn.Parameter(0.04 * torch.randn(shape, device=device)) for shape in shapes]
     for weight in weights:
         weight.grad = 1e-3 * torch.randn_like(weight)
     return weights
 
 
-def copies(weights: list[Tensor]) -> list[Tensor]:
+def copies(weights: list[nn.Parameter]) -> list[nn.Parameter]:
     """The same values and gradients in memory of their own, as a run has them."""
-    result = [weight.detach().clone().requires_grad_() for weight in weights]
+    result = [nn.Parameter(weight.detach().clone()) for weight in weights]
     for copy, weight in zip(result, weights, strict=True):
         assert weight.grad is not None
         copy.grad = weight.grad.clone()
     return result
 
 
-def compare(model: str, adamw: str, metric: str, passes: str, device: torch.device, repetitions: int, warm: int) -> Row:
+def compare(
+    model: str, adamw: str, metric: Metric, passes: str, device: torch.device, repetitions: int, warm: int
+) -> Row:
     """Time one encoder, AdamW variant, metric and way, in interleaved pairs after `warm` untimed ones."""
     plain = encoder_weights(model, device)
     proximal_weights = copies(plain)

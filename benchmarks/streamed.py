@@ -109,7 +109,7 @@ def measure(shards: Shards, entries: int, source: str) -> Row:
     keep = int(DENSITY * entries)
     loading = seconds(lambda: load(shards))
     solution = solve_streamed(shards, keep)
-    kept = []
+    kept: list[int] = []
     masks = seconds(lambda: kept.extend(int(mask.count_nonzero()) for of_shard in solution for mask in of_shard))
     gaps = []
     check = seconds(lambda: gaps.append(solution.check()))
@@ -142,12 +142,13 @@ def main() -> None:
     if options.entries < 1 or options.shard < 1:
         parser.error(f"--entries {options.entries} --shard {options.shard}: both need to be at least 1.")
     torch.set_num_threads(options.threads)
-    shards: Shards = Made(options.entries, options.shard)
+    made = Made(options.entries, options.shard)
+    shards: Shards = made
     with tempfile.TemporaryDirectory() as folder:
         if options.files:
-            for index in range(len(shards)):
-                save_file({"costs": shards[index]}, Path(folder) / f"{index}.safetensors")
-            shards = Files(Path(folder), len(shards))
+            for index in range(len(made)):
+                save_file({"costs": made[index]}, Path(folder) / f"{index}.safetensors")
+            shards = Files(Path(folder), len(made))
         row = measure(shards, options.entries, "files" if options.files else "made from seeds")
     print(f"torch {torch.__version__}, {options.threads} threads, {row.entries:,} costs in {row.shards} shards")
     print(f"{row.source}; {row.passes} passes, kept {row.kept:,} ({'exact' if row.exact else 'WRONG'}), gap {row.gap}")

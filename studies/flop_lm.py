@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-# Importing it lets `from_pretrained` read factors.
-import argprune.models  # noqa: F401
+from argprune.models import find_factors
 from argprune.models.export import (
     apply_formats,
     choose_formats,
@@ -79,6 +78,8 @@ def main() -> int:
         print(f"{options.study}: finish the dense reference, and a run beside it, first.", file=sys.stderr)
         return 1
     for model in models.values():
+        if find_factors(model):
+            continue
         size = {"batch": options.batch, "length": options.length, "threads": options.threads}
         apply_formats(model, choose_formats(model, **size))
     actions = {}

@@ -119,19 +119,19 @@ def grouped() -> Figure:
     grid = figure.add_gridspec(3, 4)
     for index, (name, penalty) in enumerate({"l1, for comparison": prox.L1(1.0), **PAIRS}.items()):
         axes = figure.add_subplot(grid[index // 4, index % 4])
-        _levels(axes, lambda pair, penalty=penalty: penalty.value(pair), [0.75, 1.5], torch.linspace(0, 3, 25))
+        _levels(axes, penalty.value, [0.75, 1.5], torch.linspace(0, 3, 25))
         ticks = torch.arange(0.4, 3.0, 0.8, dtype=torch.float64)
-        _moves(axes, torch.cartesian_prod(ticks, ticks), lambda pair, penalty=penalty: penalty.prox(pair, 1.0))
+        _moves(axes, torch.cartesian_prod(ticks, ticks), penalty)
         axes.set(title=name, xlim=(-0.1, 3), ylim=(-0.1, 3), aspect="equal", xticks=[0, 1, 2, 3], yticks=[0, 1, 2, 3])
         axes.label_outer()
     axes = figure.add_subplot(grid[2, :])
     w = torch.tensor([[4.0, 3.7, 3.5, 2.6, 2.2, 1.7, 1.4, 1.0, 0.6, 0.3]], dtype=torch.float64)
-    index = range(1, 1 + w.numel())
-    axes.bar(index, w[0], color="0.9", label="w")
+    entries = range(1, 1 + w.numel())
+    axes.bar(entries, w[0], color="0.9", label="w")
     for offset, (name, penalty) in enumerate(LONG.items()):
-        places = [place + 0.13 * (offset - 2.5) for place in index]
+        places = [place + 0.13 * (offset - 2.5) for place in entries]
         axes.plot(places, penalty.prox(w, 1.0)[0], "o", markersize=4, label=name)
-    axes.set(title="prox of one group of ten entries, step 1", xticks=index, xlabel="entry")
+    axes.set(title="prox of one group of ten entries, step 1", xticks=entries, xlabel="entry")
     axes.legend(frameon=False, fontsize="small", ncols=2)
     return figure
 
@@ -142,7 +142,7 @@ def spectral() -> Figure:
     ticks = torch.linspace(-2, 2, 81)
     for index, (name, penalty) in enumerate(SPECTRAL.items()):
         if name in ("nuclear", "weighted_nuclear", "spectral_norm"):
-            _levels(left, lambda pair, penalty=penalty: penalty.value(pair.diag()), [1.0], ticks, f"C{index}")
+            _levels(left, _of_diagonal(penalty), [1.0], ticks, f"C{index}")
     left.set(title="R = 1 over diagonal matrices", xlabel="first entry", ylabel="second entry", aspect="equal")
     generator = torch.Generator().manual_seed(0)
     before = torch.tensor([3.6, 3.2, 2.6, 2.1, 1.7, 1.2, 0.8, 0.4], dtype=torch.float64)
@@ -166,7 +166,7 @@ def sets() -> Figure:
     for axes, (name, members) in zip(top, CONVEX_SETS.items(), strict=True):
         axes.axhline(0, color="0.85", linewidth=0.8)
         axes.axvline(0, color="0.85", linewidth=0.8)
-        _moves(axes, points, lambda pair, members=members: members.prox(pair, 1.0))
+        _moves(axes, points, members)
         axes.set_title(name, fontsize="small")
         axes.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
         axes.label_outer()
@@ -232,9 +232,14 @@ def _levels(
     axes.contour(ticks, ticks, values, levels=levels, colors=colour, linewidths=1)
 
 
-def _moves(axes: Axes, points: Tensor, move: Callable[[Tensor], Tensor]) -> None:
-    """A line from each point to where it is moved, and a dot there."""
-    moved = torch.stack([move(point) for point in points])
+def _of_diagonal(penalty: Any) -> Callable[[Tensor], Tensor]:
+    """The value of the diagonal matrix with a pair of entries."""
+    return lambda pair: penalty.value(pair.diag())
+
+
+def _moves(axes: Axes, points: Tensor, operator: Any) -> None:
+    """A line from each point to where the prox at step 1 moves it, and a dot there."""
+    moved = torch.stack([operator.prox(point, 1.0) for point in points])
     gap = torch.full_like(points, torch.nan)
     lines = torch.stack([points, moved, gap], dim=1).reshape(-1, 2)
     axes.plot(*lines.T, color="C0", linewidth=0.7, alpha=0.7)
@@ -261,20 +266,19 @@ FAMILIES: Mapping[str, Callable[[], Figure]] = {
 }
 
 
-STYLE = {
-    "svg.hashsalt": "argprune",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "axes.titlesize": "medium",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-
-
 def main() -> None:
     """Draw and save the pictures."""
-    plt.rcParams.update(STYLE)
+    plt.rcParams.update(
+        {
+            "svg.hashsalt": "argprune",
+            "svg.fonttype": "none",
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
+            "axes.titlesize": "medium",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    )
     for name, draw in FAMILIES.items():
         file = io.StringIO()
         draw().savefig(file, format="svg", metadata={"Date": None, "Creator": None})

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
@@ -19,7 +20,7 @@ from argprune.cli import main as argprune
 
 HERE = Path(__file__).parent
 # By name: width, height, light or dark, and how far down the page.
-VIEWS = {
+VIEWS: dict[str, tuple[int, int, Literal["light", "dark"], str]] = {
     "wide": (1600, 1400, "light", "header"),
     "dark": (900, 1250, "dark", "#training"),
     "narrow": (400, 1300, "light", "header"),

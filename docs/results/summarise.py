@@ -26,9 +26,9 @@ def main() -> None:
         pins,
         pins_glue,
         sparsebert,
-        when_to_prune,
         tasks,
         blocks,
+        flop_cls,
         flop_lm,
         criteria,
         operators,
@@ -146,18 +146,6 @@ def kept_of_dense(rows: list[Row]) -> str:
     return f"{mean(float(row['test_accuracy']) / float(row['dense_test_accuracy']) for row in rows):.1%}"
 
 
-def when_to_prune() -> None:
-    """when-to-prune.csv: a row a starting point and learning rate."""
-    print("| start | method | learning rate | validation | test | dense from that start |")
-    print("|---|---|---|---|---|---|")
-    for row in finished("when-to-prune.csv"):
-        if row["method"] != "dense":
-            rate, dense = float(row["option.learning_rate"]), 100 * float(row["dense_test_accuracy"])
-            name = row["method"] + (" + distillation" if row["option.distill.cache"] else "")
-            cells = [Path(row["model"]).name, name, f"{rate:g}", *accuracies([row]), f"{dense:.1f}"]
-            print(f"| {' | '.join(cells)} |")
-
-
 # The metric of a task's kind, where the runs of several are in one table.
 _METRICS = ("matthews_correlation", "combined_score", "f1", "bleu", "perplexity", "accuracy")
 
@@ -173,6 +161,26 @@ def tasks() -> None:
             digits = 1 if metric == "perplexity" else 3
             cells = [row["task"], metric, row["steps"], *(f"{score:.{digits}f}" for score in scores)]
             print(f"| {' | '.join(cells)} |")
+
+
+def flop_cls() -> None:
+    """flop-cls.csv: a row a sparsity, method, options, precision and learning rate, best on validation first."""
+    runs: dict[tuple[float, str, str, float], list[Row]] = defaultdict(list)
+    for row in finished("flop-cls.csv"):
+        if row["method"] != "dense":
+            kinds = ("initial", "informed", "rank", "scope", "cooldown", "structure")
+            told = [f"{kind} {value}" for kind in kinds if (value := row[f"option.method.{kind}"])]
+            name = ", ".join([row["method"], *told]).replace("informed 1.0", "informed 1").replace("2.0", "2")
+            runs[float(row["sparsity_target"]), name, row["precision"], float(row["option.learning_rate"])].append(row)
+
+    def order(item: tuple[tuple[float, str, str, float], list[Row]]) -> tuple[float, float]:
+        return -item[0][0], -mean(float(row["validation_accuracy"]) for row in item[1])
+
+    print("| pruned | method | trained in | learning rate | seeds | validation | test | test against dense |")
+    print("|---|---|---|---|---|---|---|---|")
+    for (sparsity, method, precision, rate), rows in sorted(runs.items(), key=order):
+        cells = [f"{sparsity:.0%}", method, precision, f"{rate:g}", str(len(rows)), *accuracies(rows)]
+        print(f"| {' | '.join(cells)} | {against_dense(rows)} |")
 
 
 def flop_lm() -> None:
