@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -89,7 +90,7 @@ def main() -> int:
     reference = seconds[dense.pop()]
     for name, milliseconds in median_milliseconds(seconds).items():
         ratios = [theirs / own for theirs, own in zip(reference, seconds[name], strict=True)]
-        rows[name] |= {"inference_ms": milliseconds, "speedup": sorted(ratios)[len(ratios) // 2]}
+        rows[name] |= {"inference_ms": milliseconds, "speedup": statistics.median(ratios)}
     ordered = sorted(rows.values(), key=lambda row: (row["method"] != DENSE, row["sparsity"], row["test_perplexity"]))
     with options.output.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(ordered[0]), lineterminator="\n")

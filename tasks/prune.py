@@ -20,15 +20,7 @@ from argprune.tasks.data import load_task
 from argprune.tasks.job import Job
 from argprune.tasks.options import Plan, plan
 from argprune.tasks.ranks import Ranks, open_ranks
-from argprune.tasks.runs import (
-    CONFIG,
-    MASKS,
-    MODEL,
-    RunDirectory,
-    held,
-    one_line,
-    write_yaml,
-)
+from argprune.tasks.runs import CONFIG, MASKS, MODEL, RunDirectory, held, one_line, write_yaml
 from argprune.tasks.settings import SHARED
 from argprune.tasks.task_options import TaskOptions
 

@@ -168,9 +168,12 @@ def flop_cls() -> None:
     runs: dict[tuple[float, str, str, float], list[Row]] = defaultdict(list)
     for row in finished("flop-cls.csv"):
         if row["method"] != "dense":
-            kinds = ("initial", "informed", "rank", "scope", "cooldown", "structure")
-            told = [f"{kind} {value}" for kind in kinds if (value := row[f"option.method.{kind}"])]
-            name = ", ".join([row["method"], *told]).replace("informed 1.0", "informed 1").replace("2.0", "2")
+            given = {
+                kind: row[f"option.method.{kind}"] for kind in ("initial", "informed", "rank", "scope", "cooldown")
+            }
+            # 1 and 1.0 are the same option.
+            told = [f"{kind} {value.removesuffix('.0')}" for kind, value in given.items() if value]
+            name = ", ".join([row["method"], *told])
             runs[float(row["sparsity_target"]), name, row["precision"], float(row["option.learning_rate"])].append(row)
 
     def order(item: tuple[tuple[float, str, str, float], list[Row]]) -> tuple[float, float]:

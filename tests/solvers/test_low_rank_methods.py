@@ -171,28 +171,31 @@ def test_flop_finds_the_components_that_matter() -> None:
     assert sum(losses[-10:]) < 0.05 * sum(losses[:10])
 
 
+def gates_of(method: Flop) -> Tensor:
+    """log_alpha of all gates."""
+    return torch.cat(Run(method).method._training.log_alphas)  # type: ignore[attr-defined]
+
+
 def test_informed_gates_start_in_the_order_of_what_their_components_are_worth() -> None:
-    run = Run(Flop(0.5, informed=1.0, multiple=1))
-    starts = torch.cat(run.method._training.log_alphas)  # type: ignore[attr-defined]
     worths = []
-    for factors in run.factors:
+    for factors in Run(Flop(0.5)).factors:
         assert factors.values is not None
         squares = factors.values.double().square()
         worths.append((squares / squares.sum() / factors.unit_size).log())
     logs = torch.cat(worths)
     wanted = HardConcrete().initial(0.05) + (logs - logs.mean()) / logs.std(correction=0)
     # The noise that tells gates apart has a standard deviation of 0.01.
-    torch.testing.assert_close(starts.double(), wanted.clamp(-4, 4), rtol=0, atol=0.05)
-    alike = torch.cat(Run(Flop(0.5, informed=0.0, multiple=1)).method._training.log_alphas)  # type: ignore[attr-defined]
-    assert float(alike.max() - alike.min()) < 0.1
-    # Random factors know nothing: the values of theirs are no worth.
-    none = torch.cat(Run(Flop(0.5, initial="random", informed=1.0)).method._training.log_alphas)  # type: ignore[attr-defined]
-    assert float(none.max() - none.min()) < 0.1
+    starts = gates_of(Flop(0.5, informed=1.0)).double()
+    torch.testing.assert_close(starts, wanted.clamp(-4, 4), rtol=0, atol=0.05)
+    # Of random factors the values are no worth.
+    for alike in (Flop(0.5, informed=0.0), Flop(0.5, initial="random")):
+        gates = gates_of(alike)
+        assert float(gates.max() - gates.min()) < 0.1
 
 
 def test_informed_gates_meet_the_target_within_the_clamp() -> None:
+    assert float(gates_of(Flop(0.8, informed=10.0)).abs().max()) == 4.0
     run = Run(Flop(0.8, informed=10.0, multiple=1), total=200)
-    assert float(torch.cat(run.method._training.log_alphas).abs().max()) == 4.0  # type: ignore[attr-defined]
     list(run.steps())
     assert run.method.report()["expected_sparsity"] == pytest.approx(0.8, abs=0.005)
 
