@@ -329,7 +329,7 @@ def _study(arguments: list[str]) -> int:
         metavar="ADDRESS",
         help="ray: of a running cluster; auto: on this machine (default: RAY_ADDRESS, or else a cluster of its own)",
     )
-    parser.add_argument("--collect", metavar="FILE.csv", help="write one row a run")
+    parser.add_argument("--collect", metavar="FILE.csv", help="write one row a run; others that are there stay")
     parser.add_argument("--retry", action="store_true", help="run failed points again")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no table")
     parsed = parser.parse_args(arguments)

@@ -18,6 +18,7 @@ from argprune.tasks.studies import (
     progress_for,
     run_study,
 )
+from argprune.tasks.studies.table import read_table
 from argprune.tasks.studies.tuning import resolved_points
 
 
@@ -27,6 +28,9 @@ def study_command(arguments: Namespace) -> int:
     0 where every point finished, 1 where one failed or is left, 130 on Ctrl-C. Raises ValueError for bad usage.
     """
     study = load_study(arguments.study)
+    if arguments.collect is not None:
+        # Before any run: a wrong file shall not be found after hours.
+        read_table(arguments.collect)
     executor = _executor(arguments)
     try:
         outcome = run_study(

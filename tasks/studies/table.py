@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,19 @@ Row = dict[str, Any]
 
 _IDENTITY = ("run", "method", "task", "model", "seed")
 _SIZES = ("sparsity_encoder", "sparsity_model", "compression_encoder", "compression_model")
+# What a row is told by, and sorted by.
+_KEYS = ("run", "task", "model", "method", "sparsity_target", "seed", "precision")
 # Options with a column of their own.
 _NAMED = ("method", "method.name", "task", "model", "seed", "sparsity")
 
 
 def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
-    """Write one row for every finished or failed run, and return the rows.
+    """Write one row for every finished or failed run, and return these rows.
 
     study: a study, of whose runs those for tuning alone are left out, or the folder of its runs (all that are
-    there, those of earlier versions of the study included). csv_path: replaced as a whole; rows by task, model,
-    method, sparsity, seed and folder.
+    there, those of earlier versions of the study included). csv_path: new, or an earlier table, whose rows stay unless
+    the same run is there again in the same precision: one table may hold several studies, and outlives the folders of
+    their runs. Rows by task, model, method, sparsity, seed and folder.
 
     Columns: run (the folder's name), method, task, model, seed, sparsity_target, sparsity_encoder,
     sparsity_model, compression_encoder, compression_model, <split>_<metric> of the pruned model,
@@ -36,8 +39,9 @@ def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
     status and error. No value: an empty cell.
 
     Raises ValueError for a folder that is none or holds no runs, where a run's files cannot be read, and where
-    the table cannot be written.
+    the table cannot be written or csv_path is no such table.
     """
+    earlier = read_table(csv_path)
     if isinstance(study, Study):
         options = {point.name: dict(point.options) for point in resolved_points(study)}
         runs = [StudyRun(study.output, name) for name in options]
@@ -50,8 +54,43 @@ def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
     for row in rows:
         flat = flatten(options[row["run"]])
         row |= {f"option.{name}": flat.get(name) for name in varying}
-    _write(Path(csv_path), rows, [f"option.{name}" for name in varying])
+    _write(Path(csv_path), sorted([*_kept(earlier, rows), *rows], key=_order))
     return rows
+
+
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a table that `collect` wrote, none where there is no file; ValueError for any other file."""
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            header, rows = reader.fieldnames or (), list(reader)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write the table: {error.strerror}. Give another file.") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a table of a study: {error}. Give another file.") from error
+    missing = [name for name in _KEYS if name not in header]
+    if missing:
+        raise ValueError(f"{path}: not a table of a study: no column {missing[0]!r}. Give another file.")
+    for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ValueError(f"{path}: row {line} has another number of cells than the header. Mend it, or move the file.")
+    return rows
+
+
+def _kept(earlier: Iterable[Row], rows: Iterable[Row]) -> Iterator[Row]:
+    """The earlier rows that none of the new ones replaces."""
+    found: dict[str, set[str | None]] = {}
+    for row in rows:
+        found.setdefault(row["run"], set()).add(row.get("precision"))
+    for row in earlier:
+        precisions = found.get(row["run"], set())
+        # A run that failed says no precision: it is the same run in any.
+        replaced = row["precision"] in precisions or None in precisions or (precisions and not row["precision"])
+        if not replaced:
+            yield row
 
 
 def _runs_below(folder: Path) -> list[StudyRun]:
@@ -115,16 +154,16 @@ def _varying(points: Iterable[Mapping[str, Any]]) -> list[str]:
     return [name for name in names if varies(name)]
 
 
-def _write(path: Path, rows: list[Row], option_columns: list[str]) -> None:
-    """The columns in groups; within those that depend on task and method, by name."""
+def _write(path: Path, rows: list[Row]) -> None:
+    """The columns in groups; within those that depend on study, task and method, by name."""
     head = [*_IDENTITY, "sparsity_target", *_SIZES]
     tail = ["steps", "seconds_train", "precision"]
     last = ["status", "error"]
-    found = {name for row in rows for name in row} - {*head, *tail, *last, *option_columns}
-    reports = sorted(name for name in found if name.startswith("report."))
-    scores = sorted(found - set(reports), key=lambda name: (name.startswith("dense_"), name))
+    found = {name for row in rows for name in row} - {*head, *tail, *last}
+    options, reports = (sorted(name for name in found if name.startswith(prefix)) for prefix in ("option.", "report."))
+    scores = sorted(found - {*options, *reports}, key=lambda name: (name.startswith("dense_"), name))
     file = io.StringIO()
-    columns = [*head, *scores, *tail, *option_columns, *reports, *last]
+    columns = [*head, *scores, *tail, *options, *reports, *last]
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)

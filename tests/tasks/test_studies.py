@@ -449,36 +449,6 @@ def test_collect_has_no_row_for_what_is_left(tmp_path: Path) -> None:
         collect(the_study.output, tmp_path / "table.csv")
 
 
-def test_collect_takes_runs_made_by_hand(tmp_path: Path) -> None:
-    for name, seed in (("one", 0), ("two", 1)):
-        (tmp_path / name).mkdir()
-        config = {**BASE, "method": {"name": "rpp", "eps_rw": seed}, "output": name, "dense": None}
-        content = {
-            "method": "rpp",
-            "seed": seed,
-            "dense": None,
-            "sparsity": {"target": 0.5},
-            "config": config,
-        }
-        (tmp_path / name / "metrics.json").write_text(json.dumps(content))
-    rows = collect(tmp_path, tmp_path / "table.csv")
-    assert [(row["run"], row["seed"], row["option.method.eps_rw"]) for row in rows] == [
-        ("one", 0, 0),
-        ("two", 1, 1),
-    ]
-    (tmp_path / "two" / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match=r"two/metrics\.json: not valid JSON"):
-        collect(tmp_path, tmp_path / "table.csv")
-    (tmp_path / "two" / "metrics.json").write_text("[]")
-    with pytest.raises(ValueError, match="not a JSON object"):
-        collect(tmp_path, tmp_path / "table.csv")
-
-
-def test_collect_refuses_a_folder_for_the_table(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot write the table: Is a directory"):
-        collect(study(tmp_path, {"seed": 0}), tmp_path)
-
-
 # The command
 
 
