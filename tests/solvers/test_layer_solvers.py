@@ -559,6 +559,28 @@ def test_ours_beats_the_others_on_unseen_tokens_where_inputs_are_many() -> None:
     assert known["shrunk-admm"] > known["alps"]
 
 
+def test_the_penalty_starts_where_the_eigenvalues_are() -> None:
+    """Inputs that resemble each other: most eigenvalues are about 0.01 of the mean, where ALPS starts at 0.1."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    columns, factors, noise = 96, 24, 0.1
+    mixing = normal(factors, columns) / factors**0.5
+    population = mixing.T @ mixing + noise**2 * torch.eye(columns, dtype=torch.float64)
+    moments = Moments(columns, folds=8)
+    for _ in range(8):
+        moments.update(normal(500, factors) @ mixing + noise * normal(500, columns))
+    layer = Layer(normal(64, columns), moments, Unstructured(0.6))
+    unseen = {
+        name: relative_error(layer.weight, solve_layer(layer, how).weight, population)
+        for name, how in {"ours": ShrunkADMM(), "alps": ALPS(), "late": ShrunkADMM(rho=20)}.items()
+    }
+    assert unseen["ours"] < 0.96 * unseen["alps"]
+    assert unseen["ours"] < 0.9 * unseen["late"]
+
+
 def test_whole_rows_are_ranked_by_what_they_put_out() -> None:
     layer = make_layer(Grouped(Rows(), 0.5), rows=4, columns=6, tokens=4000)
     assert solve_layer(layer, "shrunk-admm").error == pytest.approx(optimum(layer))
