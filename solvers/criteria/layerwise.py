@@ -173,11 +173,14 @@ class OBC(_Damped):
         return torch.empty_like(ranked).scatter_(1, order, ranked)
 
 
-def removals(hessian: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def removals(hessian: Tensor, weight: Tensor, pattern: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
     """Greedy removal of all entries of every row, survivors refitted: the order, and what each adds to the loss.
 
+    pattern: (n, m) passes over entries that would leave fewer than n of their m neighbours, m a divisor of columns, and
+    ends when n of every m are left.
+
     hessian: (columns, columns), positive definite, of the loss (w - v)^T H (w - v) / 2 of a row w; weight: (rows,
-    columns); both float64. Returns columns in the order of removal and losses, both (rows, columns). The losses of the
+    columns); both float64. Returns columns in the order of removal and losses, both (rows, removals). The losses of the
     first s add up to w_P^T ([H^-1]_PP)^-1 w_P / 2, P being their columns. Ties go to the smaller column.
 
     >>> order, losses = removals(torch.eye(3).double(), torch.tensor([[2.0, 1.0, 3.0]]).double())
@@ -186,25 +189,31 @@ def removals(hessian: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     parts = torch.split(weight, max(1, _CHUNK // max(1, weight.shape[1] ** 2)))
-    orders, losses = zip(*(_remove(inverse, part) for part in parts), strict=True)
+    orders, losses = zip(*(_remove(inverse, part, pattern) for part in parts), strict=True)
     return torch.cat(orders), torch.cat(losses)
 
 
-def _remove(inverse: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _remove(inverse: Tensor, weight: Tensor, pattern: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
     """`removals` for rows that fit in memory together, each with an inverse of its own that shrinks."""
     rows, columns = weight.shape
     each = torch.arange(rows, device=weight.device)
     inverses, w = inverse.repeat(rows, 1, 1), weight.clone()
     # The survivors are the first entries of every row; where they are in the weight:
     at = torch.arange(columns, device=weight.device).repeat(rows, 1)
-    order, losses = torch.empty_like(at), torch.empty_like(w)
-    for step in range(columns):
+    least, width = pattern or (0, columns)
+    steps = columns - columns // width * least
+    order, losses = torch.empty_like(at[:, :steps]), torch.empty_like(w[:, :steps])
+    left = torch.full((rows, columns // width), width, device=weight.device)
+    for step in range(steps):
         last = columns - step - 1
         alive = slice(last + 1)
         loss = w[:, alive].square() / inverses.diagonal(dim1=1, dim2=2)[:, alive] / 2
+        if least:
+            loss = loss.masked_fill(left.gather(1, at[:, alive] // width) == least, torch.inf)
         ties = loss == loss.amin(1, keepdim=True)
         place = torch.where(ties, at[:, alive], columns).argmin(1)
         order[:, step], losses[:, step] = at[each, place], loss[each, place]
+        left[each, order[:, step] // width] -= 1
         removed, column = w[each, place], inverses[each, place, alive]
         pivot = column[each, place]
         # The last survivor takes the removed one's place.

@@ -45,7 +45,7 @@ SUPPORTS: list[Support] = [
     Grouped(Columns(), 0.5),
 ]
 # (solver, support) that are refused, in one line.
-REFUSED = {("obs", type(support)) for support in SUPPORTS if not isinstance(support, Unstructured)}
+REFUSED = {("obs", Grouped)}
 
 
 def make_layer(
@@ -302,8 +302,11 @@ def test_sparsegpt_spends_the_exact_count_over_uneven_blocks() -> None:
         solve_layer(make_layer(NM(2, 4)), SparseGPT(block=6))
 
 
-def plain_greedy(weight: Tensor, hessian: Tensor, prune: int) -> Tensor:
-    """Remove the entry of all rows whose removal, with its row refitted from scratch, costs least; so many times."""
+def plain_greedy(weight: Tensor, hessian: Tensor, prune: int, pattern: tuple[int, int] = (0, 1)) -> Tensor:
+    """Remove the entry of all rows whose removal, with its row refitted from scratch, costs least; so many times.
+
+    pattern: (n, m); an entry goes only where more than n of its m neighbours are left.
+    """
     mask = torch.ones_like(weight, dtype=torch.bool)
 
     def cost(row: int, kept: Tensor) -> float:
@@ -314,6 +317,8 @@ def plain_greedy(weight: Tensor, hessian: Tensor, prune: int) -> Tensor:
         options = []
         for row, column in mask.nonzero().tolist():
             kept = mask[row].clone()
+            if kept.view(-1, pattern[1])[column // pattern[1]].sum() <= pattern[0]:
+                continue
             kept[column] = False
             options.append((cost(row, kept) - cost(row, mask[row]), row, column))
         _, row, column = min(options)
@@ -330,6 +335,20 @@ def test_obs_is_greedy_removal_with_refitted_rows() -> None:
         solution = solve_layer(layer, "obs")
         assert torch.equal(solution.mask, mask)
         torch.testing.assert_close(solution.weight, refitted(layer.dense, damped, mask), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pattern", [(2, 4), (1, 4), (1, 2)])
+def test_obs_keeps_n_of_every_m(pattern: tuple[int, int]) -> None:
+    kept, width = pattern
+    for seed in range(3):
+        # Rows do not meet in a pattern, so that several are greedy each on its own.
+        layer = make_layer(NM(kept, width), rows=2, columns=8, seed=seed)
+        damped = layer.gram + 0.01 * layer.gram.diagonal().mean() * torch.eye(8, dtype=torch.float64)
+        prune = 8 - 8 // width * kept
+        masks = [plain_greedy(layer.dense[row : row + 1], damped, prune, pattern) for row in range(2)]
+        solution = solve_layer(layer, "obs")
+        assert torch.equal(solution.mask, torch.cat(masks))
+        torch.testing.assert_close(solution.weight, refitted(layer.dense, damped, solution.mask), rtol=1e-5, atol=1e-6)
 
 
 def plain_alps(layer: Layer) -> tuple[Tensor, int]:
@@ -573,9 +592,9 @@ def test_the_penalty_starts_where_the_eigenvalues_are() -> None:
     for _ in range(8):
         moments.update(normal(500, factors) @ mixing + noise * normal(500, columns))
     layer = Layer(normal(64, columns), moments, Unstructured(0.6))
+    solvers: dict[str, LayerSolver] = {"ours": ShrunkADMM(), "alps": ALPS(), "late": ShrunkADMM(rho=20)}
     unseen = {
-        name: relative_error(layer.weight, solve_layer(layer, how).weight, population)
-        for name, how in {"ours": ShrunkADMM(), "alps": ALPS(), "late": ShrunkADMM(rho=20)}.items()
+        name: relative_error(layer.weight, solve_layer(layer, how).weight, population) for name, how in solvers.items()
     }
     assert unseen["ours"] < 0.96 * unseen["alps"]
     assert unseen["ours"] < 0.9 * unseen["late"]
