@@ -19,7 +19,6 @@ multipliers", section 3; structured: Zhang et al. (2018), "StructADMM"; see docs
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -28,12 +27,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from argprune.solvers import registry
 from argprune.solvers.admm.splitting import (
     BalancedRho,
     ConstantRho,
     GrowingRho,
-    Projection,
     Residuals,
     RhoRule,
     Split,
@@ -43,11 +40,12 @@ from argprune.solvers.admm.splitting import (
 from argprune.solvers.groups import Part, Tied, Weight
 from argprune.solvers.ilp.closed_form import keep_largest
 from argprune.solvers.methods.base import Method, State, Support, keep_count, zero_fraction
+from argprune.solvers.methods.matrix_sets import MatrixSets
 from argprune.solvers.methods.structures import Structure, StructureName, count_tolerance
 from argprune.solvers.prox.base import check_parameter
 from argprune.solvers.prox.optimizer import ProximalOptimizer
-from argprune.solvers.prox.sets import L0Ball, SupportSet
-from argprune.solvers.prox.structured_sets import KGroups, KPerGroup
+from argprune.solvers.prox.sets import L0Ball
+from argprune.solvers.prox.structured_sets import KGroups
 from argprune.solvers.registry import register
 from argprune.solvers.schedules import CubicSparsity, Phases, check_sparsity
 
@@ -139,53 +137,11 @@ class ADMM(Method):
         check_parameter("admm", "rho_growth", self.rho_growth, strict=True)
         if self.z_every < 1:
             raise ValueError(f"admm: z_every {self.z_every}; Z-steps are at least 1 step apart.")
-        self._read_constraint()
+        structure = Structure(self.structure, self.width, self.height, self.strips)
+        self._sets = MatrixSets(self.constraint, structure, "admm")
         # Both check their options; how fast rho grows is known with the number of Z-steps.
         self._balance = BalancedRho(self.balance_threshold, self.balance_factor, self.rho_rule == "relative-balance")
         self._splitting = Splitting(self.relaxation, dual_first=self.dual_first)
-
-    def _read_constraint(self) -> None:
-        structure = Structure(self.structure, self.width, self.height, self.strips)
-        if structure.kinds:
-            raise ValueError(
-                f"admm: structure {self.structure!r} is tied across matrices, which are projected one by one; choose "
-                f"rows, columns, block-rows, block-columns or blocks."
-            )
-        grouped = self.structure != "elements"
-        spec: dict[str, Any] = (
-            dict(self.constraint)
-            if isinstance(self.constraint, Mapping)
-            else {"name": self.constraint or ("k_groups" if grouped else "l0_ball")}
-        )
-        parameters = inspect.signature(registry.resolve("constraints", str(spec.get("name")))).parameters
-        if grouped:
-            if "groups" not in parameters or "groups" in spec:
-                raise ValueError(
-                    f"admm: structure {self.structure!r} with constraint {self.constraint!r}, which has "
-                    f"{'its own' if 'groups' in spec else 'no'} groups; leave one of the two out."
-                )
-            spec["groups"] = structure.groups()
-        self._counted = "keep" in parameters and "keep" not in spec
-        self._spec = spec
-        self._final = registry.build("constraints", {**spec, "keep": 0} if self._counted else spec)
-
-    def _members(self, weight: Weight, sparsity: float) -> Any:
-        """The set of one matrix at a sparsity."""
-        if not self._counted:
-            return self._final
-        matrix = weight.matrix
-        if isinstance(self._final, KGroups):
-            size = len(self._final.groups.split(matrix))
-        elif isinstance(self._final, KPerGroup):
-            size = self._final.groups.split(matrix).shape[1]
-        else:
-            size = matrix.numel()
-        return registry.build("constraints", {**self._spec, "keep": keep_count(size, sparsity)})
-
-    @staticmethod
-    def _projection(weight: Weight, members: Any) -> Projection:
-        """Projection of a tensor of the parameter's layout, transposed or not."""
-        return lambda w: weight.oriented(members.prox(weight.oriented(w), 1.0)).contiguous()
 
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
         """Take the weights, lay out the schedule, and check that the set allows the sparsity."""
@@ -199,7 +155,7 @@ class ADMM(Method):
         self._last: Residuals | None = None
         self._counters = {"changed": 0.0, "removed": 0.0, "top_up": 0.0}
         self._missed: float | None = None
-        if isinstance(self._final, SupportSet) and not isinstance(self._final, L0Ball):
+        if self._sets.supports and not isinstance(self._sets.final, L0Ball):
             self._count()
 
     def _count(self) -> None:
@@ -207,7 +163,7 @@ class ADMM(Method):
         sizes = [weight.parameter.numel() for weight in self._weights]
         kept = [int(mask.count_nonzero()) for mask in self._final_masks()]
         attained = 1 - sum(kept) / sum(sizes)
-        if not self._counted and abs(attained - self.sparsity) > _AGREEMENT:
+        if not self._sets.counted and abs(attained - self.sparsity) > _AGREEMENT:
             raise ValueError(
                 f"admm: sparsity {self.sparsity} with constraint {self.constraint!r}, which leaves {attained:.3f} "
                 f"of these weights zero; give sparsity {attained:.3f}, or options that agree."
@@ -217,8 +173,8 @@ class ADMM(Method):
     @property
     def tolerance(self) -> float | None:
         """Whole groups, and given sets of supports, may miss the asked count by more than rounding does."""
-        if isinstance(self._final, KGroups) and self._counted:
-            ties = [Tied(weight.name, [Part(weight, self._final.groups)]) for weight in self._weights]
+        if isinstance(self._sets.final, KGroups) and self._sets.counted:
+            ties = [Tied(weight.name, [Part(weight, self._sets.final.groups)]) for weight in self._weights]
             return count_tolerance(ties, self.sparsity, "matrix")
         return self._missed
 
@@ -229,16 +185,6 @@ class ADMM(Method):
             events = sum(self._is_event(step) for step in range(self._begin, self._end + 1))
             return GrowingRho(self.rho_growth ** (1 / max(events - 1, 1)))
         return self._balance
-
-    def _check_agreement(self) -> None:
-        kept = sum(int(mask.count_nonzero()) for mask in self._final_masks())
-        total = sum(weight.parameter.numel() for weight in self._weights)
-        attained = 1 - kept / total
-        if abs(attained - self.sparsity) > _AGREEMENT:
-            raise ValueError(
-                f"admm: sparsity {self.sparsity} with constraint {self.constraint!r}, which leaves {attained:.3f} "
-                f"of these weights zero; give sparsity {attained:.3f}, or options that agree."
-            )
 
     def wrap_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """The optimizer, with the proximal step towards Z - U after its own where the pull is not in the gradient."""
@@ -279,7 +225,7 @@ class ADMM(Method):
     def _split(self, step: int) -> None:
         sparsity = self._target(step)
         self._splits = [
-            self._splitting.init(w.parameter, self._rho_of(w), self._projection(w, self._members(w, sparsity)))
+            self._splitting.init(w.parameter, self._rho_of(w), self._sets.projection(w, sparsity))
             for w in self._weights
         ]
         self._aim()
@@ -287,7 +233,7 @@ class ADMM(Method):
     @property
     def _follows(self) -> bool:
         """Whether Z follows W within its support: the minimiser over Z of the augmented term there, where U is 0."""
-        return self.free_support and isinstance(self._final, SupportSet)
+        return self.free_support and self._sets.supports
 
     def _target(self, step: int) -> float:
         """The sparsity of Z after a Z-step at `step`."""
@@ -328,7 +274,7 @@ class ADMM(Method):
         sparsity = self._target(step)
         residuals, changed = [], 0
         for index, (weight, split) in enumerate(zip(self._weights, self._splits, strict=True)):
-            project = self._projection(weight, self._members(weight, sparsity))
+            project = self._sets.projection(weight, sparsity)
             if self._follows:
                 # Where U is 0, this is W; it is not for entries that came in by the last Z-step, if U comes first.
                 follower = weight.parameter.detach() + split.u
@@ -343,21 +289,20 @@ class ADMM(Method):
     @torch.no_grad()
     def _project_weights(self) -> None:
         """W <- projection of W, where the set is more than a set of supports, which masks keep."""
-        if isinstance(self._final, SupportSet):
+        if self._sets.supports:
             return
         for weight in self._weights:
-            members = self._members(weight, self.sparsity)
-            weight.parameter.copy_(self._projection(weight, members)(weight.parameter))
+            weight.parameter.copy_(self._sets.projection(weight, self.sparsity)(weight.parameter))
 
     def _final_masks(self) -> list[Tensor]:
         """The supports to keep: those that the set's projection picks, or the largest of what it leaves."""
         masks = []
         for weight in self._weights:
-            members = self._members(weight, self.sparsity)
-            if isinstance(members, SupportSet):
+            if self._sets.supports:
+                members = self._sets.of(weight, self.sparsity)
                 masks.append(weight.oriented(members.mask(weight.matrix)).contiguous())
             else:
-                projected = self._projection(weight, members)(weight.parameter.detach())
+                projected = self._sets.projection(weight, self.sparsity)(weight.parameter.detach())
                 masks.append(keep_largest([projected.abs()], keep_count(projected.numel(), self.sparsity))[0])
         return masks
 
@@ -366,7 +311,7 @@ class ADMM(Method):
         masks = self._final_masks()
         before = [weight.parameter.detach().clone() for weight in self._weights]
         self._project_weights()
-        if not isinstance(self._final, SupportSet):
+        if not self._sets.supports:
             self._counters["top_up"] = float(
                 sum(int(w.parameter[~mask].count_nonzero()) for w, mask in zip(self._weights, masks, strict=True))
             )
