@@ -28,6 +28,8 @@ def main() -> None:
         sparsebert,
         tasks,
         blocks,
+        one_shot,
+        one_shot_layers,
         flop_cls,
         flop_lm,
         criteria,
@@ -102,21 +104,28 @@ def pins_glue() -> None:
 
 
 def blocks() -> None:
-    """blocks.csv: a row a sparsity, structure and method, best on validation first."""
-    runs: dict[tuple[float, str, str], list[Row]] = defaultdict(list)
+    """blocks.csv: a row a task, sparsity, structure and method, best on validation first."""
+    runs: dict[tuple[str, float, str, str], list[Row]] = defaultdict(list)
     for row in finished("blocks.csv"):
         if row["method"] != "dense":
             height = row["option.method.height"]
             structure = f"block columns of {height}" if height else "blocks 16 x 16"
-            runs[float(row["sparsity_target"]), structure, grouped(row)].append(row)
+            runs[row["task"], float(row["sparsity_target"]), structure, grouped(row)].append(row)
 
-    def order(item: tuple[tuple[float, str, str], list[Row]]) -> tuple[float, str, float]:
-        return item[0][0], item[0][1], -mean(float(row["validation_accuracy"]) for row in item[1])
+    def order(item: tuple[tuple[str, float, str, str], list[Row]]) -> tuple[bool, str, float, str, float]:
+        task, sparsity, structure, _ = item[0]
+        return (
+            task != "stdlib-docs",
+            task,
+            sparsity,
+            structure,
+            -mean(float(row["validation_accuracy"]) for row in item[1]),
+        )
 
-    print("| sparsity | structure | method | seeds | validation | test | test against dense |")
-    print("|---|---|---|---|---|---|---|")
-    for (sparsity, structure, method), rows in sorted(runs.items(), key=order):
-        cells = [f"{sparsity:.0%}", structure, method, str(len(rows)), *accuracies(rows), against_dense(rows)]
+    print("| task | sparsity | structure | method | seeds | validation | test | test against dense |")
+    print("|---|---|---|---|---|---|---|---|")
+    for (task, sparsity, structure, method), rows in sorted(runs.items(), key=order):
+        cells = [task, f"{sparsity:.0%}", structure, method, str(len(rows)), *accuracies(rows), against_dense(rows)]
         print(f"| {' | '.join(cells)} |")
 
 
@@ -129,8 +138,9 @@ def sparsebert() -> None:
             name = scored(row) + (" + distillation" if taught else "")
             runs[row["task"], float(row["sparsity_target"]), name, float(row["option.learning_rate"])].append(row)
 
-    def order(item: tuple[tuple[str, float, str, float], list[Row]]) -> tuple[str, float, float]:
-        return item[0][0], -item[0][1], -mean(float(row["validation_accuracy"]) for row in item[1])
+    def order(item: tuple[tuple[str, float, str, float], list[Row]]) -> tuple[bool, str, float, float]:
+        task, sparsity, *_ = item[0]
+        return task != "stdlib-docs", task, -sparsity, -mean(float(row["validation_accuracy"]) for row in item[1])
 
     print(
         "| task | sparsity | method | learning rate | seeds | validation | test | test against dense | kept of dense |"
@@ -144,6 +154,64 @@ def sparsebert() -> None:
 def kept_of_dense(rows: list[Row]) -> str:
     """Test accuracy over that of the dense run of the same seed."""
     return f"{mean(float(row['test_accuracy']) / float(row['dense_test_accuracy']) for row in rows):.1%}"
+
+
+_ONE_SHOT = ("one-shot-magnitude", "wanda", "sparsegpt", "obs", "one-shot-admm", "alps", "shrunk-admm")
+
+_CELLS = (("0.5", "unstructured"), ("0.7", "unstructured"), ("0.8", "unstructured"), ("0.5", "2:4"))
+
+
+def one_shot() -> None:
+    """one-shot.csv: a row a task and method: mean error of all matrices on calibration and held-out tokens, metric."""
+    rows = one_shot_rows()
+    tasks = sorted({row["task"] for row in rows})
+    print("| task | method | 50 % | 70 % | 80 % | 2:4 | s |")
+    print("|---|---|---|---|---|---|---|")
+    for task in tasks:
+        for method in _ONE_SHOT:
+            found = {
+                (row["sparsity"], row["pattern"]): row
+                for row in rows
+                if (row["task"], row["method"], row["layer"]) == (task, method, "all")
+            }
+            if not found:
+                continue
+            told = [one_shot_cell(found[cell]) if cell in found else "" for cell in _CELLS]
+            seconds = sorted(float(row["seconds"]) for row in found.values())
+            print(f"| {task} | `{method}` | {' | '.join(told)} | {seconds[0]:.0f} to {seconds[-1]:.0f} |")
+
+
+def one_shot_cell(row: Row) -> str:
+    """Errors, and accuracy in percent or perplexity."""
+    test = float(row["test"]) * (100 if row["metric"] == "accuracy" else 1)
+    errors = " / ".join(f"{float(row[name]):.4f}"[1:] for name in ("error", "held_out"))
+    return f"{errors}, {test:.1f}"
+
+
+def one_shot_layers() -> None:
+    """one-shot.csv: shrunk-admm against alps on every kind of layer: held-out error, and time over all cells."""
+    rows = one_shot_rows()
+    by_run = {(row["task"], row["layer"], row["sparsity"], row["pattern"], row["method"]): row for row in rows}
+    print("| task | kind of layer | 50 % | 70 % | 80 % | 2:4 | time |")
+    print("|---|---|---|---|---|---|---|")
+    for task, layer in dict.fromkeys((row["task"], row["layer"]) for row in rows):
+        told, times = [], []
+        for sparsity, pattern in _CELLS:
+            pair = [by_run.get((task, layer, sparsity, pattern, method)) for method in ("shrunk-admm", "alps")]
+            if None in pair:
+                told.append("")
+                continue
+            ours, theirs = (row for row in pair if row is not None)
+            told.append(f"{float(ours['held_out']) / float(theirs['held_out']):.3f}")
+            times.append((float(ours["seconds"]), float(theirs["seconds"])))
+        ratio = sum(ours for ours, _ in times) / sum(theirs for _, theirs in times)
+        print(f"| {task} | {layer} | {' | '.join(told)} | {ratio:.2f} |")
+
+
+def one_shot_rows() -> list[Row]:
+    """All rows of one-shot.csv."""
+    with (HERE / "one-shot.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 # The metric of a task's kind, where the runs of several are in one table.
@@ -164,8 +232,8 @@ def tasks() -> None:
 
 
 def flop_cls() -> None:
-    """flop-cls.csv: a row a sparsity, method, options, precision and learning rate, best on validation first."""
-    runs: dict[tuple[float, str, str, float], list[Row]] = defaultdict(list)
+    """flop-cls.csv: a row a task, sparsity, method, options, precision and learning rate, best on validation first."""
+    runs: dict[tuple[str, float, str, str, float], list[Row]] = defaultdict(list)
     for row in finished("flop-cls.csv"):
         if row["method"] != "dense":
             given = {
@@ -174,15 +242,17 @@ def flop_cls() -> None:
             # 1 and 1.0 are the same option.
             told = [f"{kind} {value.removesuffix('.0')}" for kind, value in given.items() if value]
             name = ", ".join([row["method"], *told])
-            runs[float(row["sparsity_target"]), name, row["precision"], float(row["option.learning_rate"])].append(row)
+            rate = float(row["option.learning_rate"])
+            runs[row["task"], float(row["sparsity_target"]), name, row["precision"], rate].append(row)
 
-    def order(item: tuple[tuple[float, str, str, float], list[Row]]) -> tuple[float, float]:
-        return -item[0][0], -mean(float(row["validation_accuracy"]) for row in item[1])
+    def order(item: tuple[tuple[str, float, str, str, float], list[Row]]) -> tuple[bool, str, float, float]:
+        task, sparsity, *_ = item[0]
+        return task != "stdlib-docs", task, -sparsity, -mean(float(row["validation_accuracy"]) for row in item[1])
 
-    print("| pruned | method | trained in | learning rate | seeds | validation | test | test against dense |")
-    print("|---|---|---|---|---|---|---|---|")
-    for (sparsity, method, precision, rate), rows in sorted(runs.items(), key=order):
-        cells = [f"{sparsity:.0%}", method, precision, f"{rate:g}", str(len(rows)), *accuracies(rows)]
+    print("| task | pruned | method | trained in | learning rate | seeds | validation | test | test against dense |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (task, sparsity, method, precision, rate), rows in sorted(runs.items(), key=order):
+        cells = [task, f"{sparsity:.0%}", method, precision, f"{rate:g}", str(len(rows)), *accuracies(rows)]
         print(f"| {' | '.join(cells)} | {against_dense(rows)} |")
 
 
