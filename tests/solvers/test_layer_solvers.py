@@ -202,6 +202,7 @@ def test_names_and_options_are_checked_in_one_line() -> None:
         (ShrunkADMM, {"splits": 0}),
         (ShrunkADMM, {"settled": -1}),
         (ShrunkADMM, {"every": 0}),
+        (ShrunkADMM, {"relaxation": 2}),
         (SparseGPT, {"damping": -1}),
         (SparseGPT, {"block": 0}),
         (Wanda, {"scope": "column"}),
