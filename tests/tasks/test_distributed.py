@@ -239,15 +239,7 @@ def test_processes_have_dropout_of_their_own(folder: Path) -> None:
 
 def launch(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`torchrun -m argprune` on two processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(free_port()),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = ["--model", str(folder / "plain"), "--task", "words", "--data-dir", str(folder / "data")]
     small = ["--max-steps", "6", "--batch-size", "24", "--max-length", "16", "--checkpoint-every", "2"]
     return subprocess.run(

@@ -334,13 +334,13 @@ def test_a_failure_of_one_process_ends_the_command_of_all(folder: Path, tmp_path
         "        if step == 3 and os.environ['RANK'] == '1':\n"
         "            self._weights[0].parameter.data.fill_(float('nan'))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = ["--model", str(folder / "plain"), "--task", "words", "--data-dir", str(folder / "data"), "--fsdp"]
     small = ["--max-steps", "6", "--batch-size", "24", "--max-length", "16", "--checkpoint-every", "2"]
     what = ["--method", "breaking:Breaks", "--sparsity", "0", "--output", str(tmp_path / "run")]
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*command, str(free_port()), "-m", "argprune", "prune", *options, *small, *what],
+        [*command, "-m", "argprune", "prune", *options, *small, *what],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
