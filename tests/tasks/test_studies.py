@@ -498,6 +498,15 @@ def test_command(tmp_path: Path, command: Callable[..., int], capsys: pytest.Cap
         command({"seed": 0}, gpus=1.0)
 
 
+def test_command_refuses_another_file_for_the_table_before_any_run(tmp_path: Path, command: Callable[..., int]) -> None:
+    notes = tmp_path / "notes.csv"
+    notes.write_text("what,why\n")
+    with pytest.raises(ValueError, match=r"notes\.csv: not a table of a study: no column 'run'"):
+        command({"fake": "finish"}, collect=notes)
+    assert notes.read_text() == "what,why\n"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_command_interrupted(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(self: LocalExecutor, timeout: float) -> None:
         signal.raise_signal(signal.SIGINT)
