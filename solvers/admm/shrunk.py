@@ -5,6 +5,7 @@ minimise tr (W - B) H (W - B)^T    subject to    B = D,    support(D) in S,    H
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,13 +25,12 @@ _SMALL = 1 << 20
 
 
 class _Pace(NamedTuple):
-    growth: float
     every: int
     num_steps: int
     refit_steps: int
 
 
-_CAREFUL, _QUICK = _Pace(1.2, 5, 40, 5), _Pace(1.5, 4, 16, 2)
+_CAREFUL, _QUICK = _Pace(5, 44, 5), _Pace(4, 16, 2)
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,22 @@ class ShrunkADMM:
     Where inputs are many for the tokens, the least error on the calibration tokens is not the least on others. The
     moments' folds say by how much the sample's eigenvalues are off (see `shrinkage`), so that no ridge is left to
     choose; with many tokens for the inputs hardly anything changes. What ADMM finds depends on how slowly rho passes
-    the middle of the eigenvalues, and little on what lies before and after: so rho starts at a share of their median,
-    in real networks anywhere between 0.03 and 0.5 of their mean. Inputs that resemble each other have a low one, and
-    there a start at 0.2 of the mean finds a support whose error is 5 to 35% higher.
+    the bulk of the eigenvalues, and little on what lies before and after: so rho goes from a share of their median to
+    one of the geometric mean of median and mean. In real networks the median is anywhere between 0.03 and 0.5 of the
+    mean. Inputs that resemble each other have a low one, and there a start at 0.2 of the mean finds a support whose
+    error is 5 to 35% higher.
     Rows that are kept or pruned whole need no iteration: none can make up for another.
-    rho: the first penalty in units of the median eigenvalue, > 0; growth: its factor after every `every` iterations,
-    > 1. num_steps: iterations, at least 1; up to four times as many where the last of them changes the support by more
-    than `settled`, a share of what is kept. relaxation: over-relaxation, in [1, 2). refit_steps: of conjugate
-    gradients, at least 0. None for growth, every, num_steps and refit_steps: 1.2, 5, 40 and 5, which take about as long
-    as ALPS, or for weights of more than 2^20 entries 1.5, 4, 16 and 2, about half as long. splits: folds held out in
-    turn, None for as many as take about a quarter as long as the iterations. damping: share of the mean diagonal, > 0;
-    it only keeps dead inputs apart.
+    rho: the first penalty in units of the median eigenvalue, > 0; last: the last one in units of the geometric mean of
+    median and mean, > 0; in between it grows by the same factor after every `every` iterations. num_steps: iterations,
+    at least 1; up to a quarter more where the last of them changes the support by more than `settled`, a share of what
+    is kept. relaxation: over-relaxation, in [1, 2). refit_steps: of conjugate gradients, at least 0. None for every,
+    num_steps and refit_steps: 5, 44 and 5, which take about as long as ALPS, or for weights of more than 2^20 entries
+    4, 16 and 2, about half as long. splits: folds held out in turn, None for as many as take about a fifth as long as
+    the iterations. damping: share of the mean diagonal, > 0; it only keeps dead inputs apart.
     """
 
     rho: float = 0.5
-    growth: float | None = None
+    last: float = 1.2
     every: int | None = None
     num_steps: int | None = None
     settled: float = 0.005
@@ -64,11 +65,9 @@ class ShrunkADMM:
     damping: float = 1e-4
 
     def __post_init__(self) -> None:
-        for name in ("rho", "damping"):
+        for name in ("rho", "last", "damping"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"ShrunkADMM: {name} {getattr(self, name)}; it must be > 0.")
-        if self.growth is not None and not self.growth > 1:
-            raise ValueError(f"ShrunkADMM: growth {self.growth}; rho must rise, so it must be > 1.")
         if not self.settled >= 0:
             raise ValueError(f"ShrunkADMM: settled {self.settled}; it is a share of the kept entries, >= 0.")
         for name, least in (("num_steps", 1), ("every", 1), ("refit_steps", 0)):
@@ -86,7 +85,7 @@ class ShrunkADMM:
         ridge = 1 - layer.gram.diagonal() / scale.square()
         pace = self._pace(layer.dense.numel())
         rows, columns = layer.dense.shape
-        affordable = max(1, rows * pace.num_steps // (4 * _EIGH * columns))
+        affordable = max(1, rows * pace.num_steps // (5 * _EIGH * columns))
         splits = min(self.splits or affordable, layer.moments.folds)
         eigen = shrunk_gram(layer.moments, scale, ridge, splits)
         problem = Scaled(eigen.matrix(), scale.float(), (layer.dense * scale).float())
@@ -107,13 +106,15 @@ class ShrunkADMM:
     def _search(self, dense: Tensor, eigen: Eigen, support: Support, pace: _Pace) -> tuple[Tensor, Tensor, int]:
         """The mask, (rows, columns), the weights on it where ADMM ends, and the number of iterations."""
         allowed = support.within(dense.shape)
-        rho, ratio = self.rho * max(float(eigen.values.median()), self.damping), 1.0
-        inverse = eigen.inverse(rho)
+        median, mean = (max(float(value), self.damping) for value in (eigen.values.median(), eigen.values.mean()))
+        rho, last = self.rho * median, self.last * math.sqrt(median * mean)
+        growth = max(1.0, last / rho) ** (1 / max(1, (pace.num_steps - 1) // pace.every))
+        ratio, inverse = 1.0, eigen.inverse(rho)
         # The point that the projection sees, B + dual / rho: its kept part is D, the rest is left as dual / rho.
         moved = dense.clone()
         mask = allowed.select(moved.abs())
         step = 1
-        while step < 4 * pace.num_steps:
+        while step < 1.25 * pace.num_steps:
             # B = W + rho (D - dual / rho - W) (H + rho I)^-1, over-relaxed against D, and the rest added again.
             kept = moved * mask
             base = moved.sub_(kept).mul_(ratio).add_(dense)
@@ -127,7 +128,7 @@ class ShrunkADMM:
             ratio = 1.0
             if step % pace.every == 1 % pace.every:
                 # The dual stays what it is, so that dual / rho shrinks.
-                ratio = 1 / pace.growth
-                rho *= pace.growth
+                ratio = 1 / growth
+                rho *= growth
                 inverse = eigen.inverse(rho)
         return mask, moved.mul_(mask), step

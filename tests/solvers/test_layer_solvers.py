@@ -198,7 +198,7 @@ def test_names_and_options_are_checked_in_one_line() -> None:
         (OBS, {"damping": -1}),
         (OBS, {"tol": 0}),
         (ShrunkADMM, {"rho": 0}),
-        (ShrunkADMM, {"growth": 1}),
+        (ShrunkADMM, {"last": 0}),
         (ShrunkADMM, {"splits": 0}),
         (ShrunkADMM, {"settled": -1}),
         (ShrunkADMM, {"every": 0}),
