@@ -26,6 +26,7 @@ def main() -> None:
         pins,
         pins_glue,
         sparsebert,
+        when_to_prune,
         tasks,
         blocks,
         one_shot,
@@ -154,6 +155,34 @@ def sparsebert() -> None:
 def kept_of_dense(rows: list[Row]) -> str:
     """Test accuracy over that of the dense run of the same seed."""
     return f"{mean(float(row['test_accuracy']) / float(row['dense_test_accuracy']) for row in rows):.1%}"
+
+
+def when_to_prune() -> None:
+    """when-to-prune.csv and seed 0 of sparsebert.csv at one rate: a row a way and learning rate."""
+    print("| pruned | how | learning rate | validation | test |")
+    print("|---|---|---|---|---|")
+    for row in finished("when-to-prune.csv"):
+        if row["task"] != "stdlib-docs":
+            # What the supports come from.
+            continue
+        if row["method"] == "fixed-support":
+            method = Path(row["model"]).name.removeprefix("minilm-").removesuffix("-95")
+            print_way("while pre-training", f"{method}, its support kept in fine-tuning", row)
+        elif row["method"] != "dense":
+            print_way("after fine-tuning", f"{row['method']} + distillation", row)
+    for row in finished("sparsebert.csv"):
+        if (row["task"], row["seed"], row["option.learning_rate"]) == ("stdlib-docs", "0", "0.001"):
+            taught = row["option.distill.cache"]
+            if row["method"] == "sparsebert":
+                print_way("while fine-tuning", "sparsebert", row)
+            elif row["method"] in ("magnitude", "rpp") and not taught:
+                print_way("while fine-tuning", row["method"], row)
+
+
+def print_way(when: str, how: str, row: Row) -> None:
+    """One row of `when_to_prune`."""
+    cells = [when, how, f"{float(row['option.learning_rate']):g}", *accuracies([row])]
+    print(f"| {' | '.join(cells)} |")
 
 
 _ONE_SHOT = ("one-shot-magnitude", "wanda", "sparsegpt", "obs", "one-shot-admm", "alps", "shrunk-admm")
