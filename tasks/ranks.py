@@ -164,6 +164,17 @@ def open_ranks() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), group)
 
 
+def close_ranks() -> None:
+    """Take leave of the other processes, once all are here; the last that a process does with them.
+
+    One that ends with its connections open now and then aborts, with all its work done ("terminate called").
+    """
+    if was_launched() and dist.is_initialized():
+        open_ranks().wait()
+        open_ranks.cache_clear()
+        dist.destroy_process_group()
+
+
 def may_complain() -> bool:
     """Whether this process shall print the error that ends the run: it is the first of all that met one."""
     if not was_launched():

@@ -167,12 +167,13 @@ def _prune(arguments: list[str]) -> int:
     from argprune.tasks.options import plan
     from argprune.tasks.progress import print_summary
     from argprune.tasks.prune import execute
-    from argprune.tasks.ranks import open_ranks
+    from argprune.tasks.ranks import close_ranks, open_ranks
 
     run = execute(plan(options), Path(output), **controls)
     if not controls["quiet"] and open_ranks().is_first:
         print_summary([run.metrics])
         print(f"Run directory: {output}")
+    close_ranks()
     return 0
 
 

@@ -76,7 +76,9 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
         raise ValueError(f"{path}: not a table of a study: no column {missing[0]!r}. Give another file.")
     for line, row in enumerate(rows, start=2):
         if None in row or None in row.values():
-            raise ValueError(f"{path}: row {line} has another number of cells than the header. Mend it, or move the file.")
+            raise ValueError(
+                f"{path}: row {line} has another number of cells than the header. Mend it, or move the file."
+            )
     return rows
 
 

@@ -29,6 +29,7 @@ from argprune.solvers.methods import OneShot
 from argprune.tasks.certificate import check_certificate
 from argprune.tasks.harness import PruningTrainer
 from argprune.tasks.language import Language, make_causal_lm
+from argprune.tasks.ranks import close_ranks
 from argprune.tasks.runs import RunDirectory
 from argprune.tasks.texts import SPLITS
 
@@ -125,6 +126,7 @@ def run_rank(rank: int, folder: Path, base: Mapping[str, Any], port: int) -> Non
     resume_what_died(folder, base)
     in_double_precision()
     torch.save(run_jobs(folder / "two", folder, base), folder / f"rank{rank}.pt")
+    close_ranks()
 
 
 def resume_what_died(folder: Path, base: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from argprune.tasks.certificate import check_certificate
 from argprune.tasks.kinds import DataToText, Described
 from argprune.tasks.language import Language, make_causal_lm
 from argprune.tasks.options import make_method, plan
-from argprune.tasks.ranks import Ranks
+from argprune.tasks.ranks import Ranks, close_ranks
 from argprune.tasks.runs import RunDirectory
 from argprune.tasks.settings import Settings
 from argprune.tasks.sharded_trainer import ShardedTrainer
@@ -123,6 +123,7 @@ def run_rank(rank: int, folder: Path, base: Mapping[str, Any], port: int) -> Non
     ShardedTrainer._clip_grad_norm = look  # type: ignore[method-assign]
     run_jobs(folder / "two", folder, base)
     (folder / f"held{rank}.json").write_text(json.dumps(held))
+    close_ranks()
 
 
 def alive() -> int:
