@@ -18,8 +18,8 @@ class OBS:
 
     The removal that costs least with the row's survivors refitted comes first; in scope "matrix" the removals of all
     rows are merged by their losses. For N:M, entries whose neighbours have lost their share are passed over. Takes
-    unstructured and N:M supports. damping: share of the mean diagonal, >= 0; it must
-    leave the Gram matrix positive definite. tol: of the refit by conjugate gradients, whose steps are not limited.
+    unstructured and N:M supports. damping: share of the mean diagonal, >= 0; it must leave the Gram matrix positive
+    definite. tol: of the refit by conjugate gradients, whose steps are not limited.
     rows x columns^3 / 3 multiplications at the speed of memory: see `argprune.solvers.criteria.OBC`.
     Source: Frantar, Singh, Alistarh 2022; dossier paper-pins-sparsebert, section 3.
     """

@@ -42,8 +42,7 @@ class ShrunkADMM:
     choose; with many tokens for the inputs hardly anything changes. What ADMM finds depends on how slowly rho passes
     the bulk of the eigenvalues, and little on what lies before and after: so rho goes from a share of their median to
     one of the geometric mean of median and mean. In real networks the median is anywhere between 0.03 and 0.5 of the
-    mean. Inputs that resemble each other have a low one, and there a start at 0.2 of the mean finds a support whose
-    error is 5 to 35% higher.
+    mean: docs/theory/layerwise.md has what a fixed start costs there.
     Rows that are kept or pruned whole need no iteration: none can make up for another.
     rho: the first penalty in units of the median eigenvalue, > 0; last: the last one in units of the geometric mean of
     median and mean, > 0; in between it grows by the same factor after every `every` iterations. num_steps: iterations,

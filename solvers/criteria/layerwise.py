@@ -176,12 +176,11 @@ class OBC(_Damped):
 def removals(hessian: Tensor, weight: Tensor, pattern: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
     """Greedy removal of all entries of every row, survivors refitted: the order, and what each adds to the loss.
 
-    pattern: (n, m) passes over entries that would leave fewer than n of their m neighbours, m a divisor of columns, and
-    ends when n of every m are left.
-
     hessian: (columns, columns), positive definite, of the loss (w - v)^T H (w - v) / 2 of a row w; weight: (rows,
     columns); both float64. Returns columns in the order of removal and losses, both (rows, removals). The losses of the
     first s add up to w_P^T ([H^-1]_PP)^-1 w_P / 2, P being their columns. Ties go to the smaller column.
+    pattern: (n, m), m a divisor of columns: entries that would leave fewer than n of m adjacent ones are passed over,
+    and n of every m are left.
 
     >>> order, losses = removals(torch.eye(3).double(), torch.tensor([[2.0, 1.0, 3.0]]).double())
     >>> order.tolist(), losses.tolist()
@@ -203,6 +202,7 @@ def _remove(inverse: Tensor, weight: Tensor, pattern: tuple[int, int] | None) ->
     least, width = pattern or (0, columns)
     steps = columns - columns // width * least
     order, losses = torch.empty_like(at[:, :steps]), torch.empty_like(w[:, :steps])
+    # How many of every `width` adjacent entries are not removed.
     left = torch.full((rows, columns // width), width, device=weight.device)
     for step in range(steps):
         last = columns - step - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 _IDENTITY = ("run", "method", "task", "model", "seed")
 _SIZES = ("sparsity_encoder", "sparsity_model", "compression_encoder", "compression_model")
 # What a row is told by, and sorted by.
-_KEYS = ("run", "task", "model", "method", "sparsity_target", "seed", "precision")
+_KEYS = ("run", "task", "model", "method", "sparsity_target", "seed", "precision", "status")
 # Options with a column of their own.
 _NAMED = ("method", "method.name", "task", "model", "seed", "sparsity")
 
@@ -29,8 +29,8 @@ def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
 
     study: a study, of whose runs those for tuning alone are left out, or the folder of its runs (all that are
     there, those of earlier versions of the study included). csv_path: new, or an earlier table, whose rows stay unless
-    the same run is there again in the same precision: one table may hold several studies, and outlives the folders of
-    their runs. Rows by task, model, method, sparsity, seed and folder.
+    the same run has finished again in the same precision (a failed one's: unless it is there again): one table may hold
+    several studies, and outlives the folders of their runs. Rows by task, model, method, sparsity, seed and folder.
 
     Columns: run (the folder's name), method, task, model, seed, sparsity_target, sparsity_encoder,
     sparsity_model, compression_encoder, compression_model, <split>_<metric> of the pruned model,
@@ -82,16 +82,13 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
     return rows
 
 
-def _kept(earlier: Iterable[Row], rows: Iterable[Row]) -> Iterator[Row]:
-    """The earlier rows that none of the new ones replaces."""
-    found: dict[str, set[str | None]] = {}
-    for row in rows:
-        found.setdefault(row["run"], set()).add(row.get("precision"))
+def _kept(earlier: Iterable[Row], rows: Sequence[Row]) -> Iterator[Row]:
+    """The earlier rows that none of the new ones replaces: what finished, by the same in the same precision alone."""
+    found = {row["run"] for row in rows}
+    finished = {(row["run"], row["precision"] or "") for row in rows if row["status"] == "finished"}
     for row in earlier:
-        precisions = found.get(row["run"], set())
-        # A run that failed says no precision: it is the same run in any.
-        replaced = row["precision"] in precisions or None in precisions or (precisions and not row["precision"])
-        if not replaced:
+        again = row["run"] in found if row["status"] == "failed" else (row["run"], row["precision"]) in finished
+        if not again:
             yield row
 
 

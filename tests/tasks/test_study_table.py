@@ -88,6 +88,17 @@ def test_a_failed_run_is_replaced_when_it_finished(tmp_path: Path) -> None:
     assert scores(path) == [("one", "bf16", "0.5")]
 
 
+def test_a_run_that_fails_where_it_had_finished_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    finished(tmp_path / "a", "one", precision="fp32")
+    collect(tmp_path / "a", path)
+    failed(tmp_path / "b", "one")
+    for _ in range(2):
+        collect(tmp_path / "b", path)
+    assert sorted(row["status"] for row in read_table(path)) == ["failed", "finished"]
+    assert ("one", "fp32", "0.5") in scores(path)
+
+
 def test_nothing_to_collect_leaves_the_table(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     finished(tmp_path / "a", "one", precision="fp32")
@@ -102,7 +113,7 @@ def test_nothing_to_collect_leaves_the_table(tmp_path: Path) -> None:
         (b"", "no column 'run'"),
         (b"name,value\nx,1\n", "no column 'run'"),
         (b"\xff\xfe", "not a table of a study: 'utf-8'"),
-        (b"run,task,model,method,sparsity_target,seed,precision\nx,y\n", "row 2 has another number of cells"),
+        (b"run,task,model,method,sparsity_target,seed,precision,status\nx,y\n", "row 2 has another number of cells"),
     ],
 )
 def test_another_file_is_not_touched(tmp_path: Path, content: bytes, said: str) -> None:
