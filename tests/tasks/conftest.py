@@ -1,11 +1,13 @@
-"""A short job on the tiny model, and a dense run of it."""
+"""A short job on the tiny model, a dense run of it, and a script in place of a run."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_runs import FAKE
 
 from argprune import prune
 
@@ -31,3 +33,11 @@ def dense(tiny_model: str, tiny_data: str, tmp_path_factory: pytest.TempPathFact
     options: dict[str, Any] = {"max_steps": 20, "batch_size": 8, "max_length": 16, "learning_rate": 1e-3}
     prune(tiny_model, "words", data_dir=tiny_data, method="dense", output=path, quiet=True, **options)
     return path
+
+
+@pytest.fixture(scope="session")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command in place of `python -m argprune`."""
+    script = tmp_path_factory.mktemp("fake") / "argprune.py"
+    script.write_text(FAKE)
+    return [sys.executable, "-P", str(script)]

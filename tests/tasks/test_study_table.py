@@ -1,4 +1,4 @@
-"""The table of a study's results, from run folders made by hand (`test_studies.py` collects real ones)."""
+"""The table of a study's results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_runs import BASE, Instant, run, study
 
-from argprune.tasks.studies import Study, collect
+from argprune.tasks.studies import Study, collect, run_study
 from argprune.tasks.studies.table import read_table
-
-BASE = {"model": "minilm", "task": "stdlib-docs", "method": "magnitude", "sparsity": 0.5}
 
 
 def finished(folder: Path, name: str, *, seed: int = 0, score: float = 0.5, **config: Any) -> None:
@@ -137,3 +136,60 @@ def test_rows_are_sorted_as_numbers(tmp_path: Path) -> None:
         collect(tmp_path / str(seed), path)
     with path.open(newline="") as file:
         assert [row["seed"] for row in csv.DictReader(file)] == ["9", "10"]
+
+
+def test_collect(tmp_path: Path, fake: list[str]) -> None:
+    grid = [
+        {"method": {"name": "rpp", "eps_rw": 0.1}, "method.eps_rw": [0.2, 0.1], "sparsity": [0.9, 0.5]},
+        {"fake": "fail", "include": [["a", "b"]]},
+    ]
+    the_study = study(tmp_path, grid, base={"epochs": 2})
+    run(the_study, fake)
+    rows = collect(the_study, tmp_path / "new" / "table.csv")
+    read = read_table(tmp_path / "new" / "table.csv")
+    assert [row["run"] for row in read] == [row["run"] for row in rows]
+    assert [(row["method"], row["sparsity_target"], row["status"]) for row in read] == [
+        ("dense", "0.0", "finished"),
+        ("magnitude", "0.5", "failed"),
+        *[("rpp", sparsity, "finished") for sparsity in ("0.5", "0.5", "0.9", "0.9")],
+    ]
+    assert list(read[0]) == [
+        *("run", "method", "task", "model", "seed"),
+        *(
+            "sparsity_target",
+            "sparsity_encoder",
+            "sparsity_model",
+            "compression_encoder",
+            "compression_model",
+        ),
+        *("test_accuracy", "test_f1", "validation_accuracy"),
+        *("dense_test_accuracy", "dense_test_f1", "dense_validation_accuracy"),
+        *("steps", "seconds_train", "precision", "option.fake", "option.include", "option.method.eps_rw"),
+        *("report.resumed", "status", "error"),
+    ]
+    last = read[-1]
+    assert (last["sparsity_model"], last["compression_encoder"], last["compression_model"]) == (
+        "0.45",
+        "2.0",
+        "",
+    )
+    assert (last["test_accuracy"], last["dense_test_accuracy"], last["seconds_train"]) == (
+        "0.81",
+        "0.88",
+        "1.5",
+    )
+    assert sorted(row["option.method.eps_rw"] for row in read) == ["", "", "0.1", "0.1", "0.2", "0.2"]
+    assert (read[1]["error"], read[1]["option.include"], read[1]["steps"]) == ("it [broke]", '["a", "b"]', "")
+    assert collect(the_study.output, tmp_path / "again.csv") == rows
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "new" / "table.csv").read_text()
+
+
+def test_collect_has_no_row_for_what_is_left(tmp_path: Path) -> None:
+    the_study = study(tmp_path, {"seed": [0, 1]})
+    assert collect(the_study, tmp_path / "table.csv") == []
+    assert read_table(tmp_path / "table.csv") == []
+    with pytest.raises(ValueError, match=r"runs: no such folder\."):
+        collect(the_study.output, tmp_path / "table.csv")
+    run_study(the_study, executor=Instant(killed="dense"))
+    with pytest.raises(ValueError, match=r"runs: no finished or failed run"):
+        collect(the_study.output, tmp_path / "table.csv")
