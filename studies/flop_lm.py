@@ -1,16 +1,15 @@
-"""docs/results/flop-lm.csv: a row a finished run of flop-lm.yaml: perplexity, numbers stored, milliseconds.
+"""docs/results/flop-lm.csv: a row a finished run of a study: perplexity, numbers stored, milliseconds.
 
     python studies/flop_lm.py [STUDY.yaml] [--output FILE.csv] [--batch N] [--length N] [--threads N] [--repetitions N]
 
 parameters: entries of the saved model that are not zero. train_ms: of a step, as the study ran it. inference_ms: the
 median over turns in which all models take part; of a model with zeros, each layer is in the format that is fastest.
-speedup: of inference, the medians of dense / model.
+speedup: of inference, the medians of dense / model. Rows of other tasks stay in the table.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from merged_table import write_merged
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from argprune.models import find_factors
@@ -42,6 +42,7 @@ def row_of(point: Point, run: StudyRun, model: PreTrainedModel) -> dict[str, Any
     metrics, method = run.metrics(), point.options["method"]
     options = {key: value for key, value in method.items() if key != "name"} if isinstance(method, dict) else {}
     return {
+        "task": metrics["task"],
         "method": point.method,
         "options": json.dumps(options) if options else "",
         "model": Path(str(point.options["model"])).name,
@@ -92,14 +93,9 @@ def main() -> int:
         ratios = [theirs / own for theirs, own in zip(reference, seconds[name], strict=True)]
         rows[name] |= {"inference_ms": milliseconds, "speedup": statistics.median(ratios)}
     ordered = sorted(rows.values(), key=lambda row: (row["method"] != DENSE, row["sparsity"], row["test_perplexity"]))
-    with options.output.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(ordered[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-            for row in ordered
-        )
-    print(f"{options.output}: {len(rows)} rows; {len(study.points) - len(rows)} runs are left.")
+    written = write_merged(options.output, ordered, "task")
+    left = len(study.points) - len(rows)
+    print(f"{options.output}: {written} rows, {len(rows)} of {options.study}; {left} runs are left.")
     return 0
 
 

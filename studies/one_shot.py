@@ -3,18 +3,20 @@
     python studies/one_shot.py [STUDY.yaml ...] [--output FILE.csv]
 
 Errors are means over the blocks of ||X (W - V)^T||^2 / ||X W^T||^2, on calibration and on held-out tokens; layer `all`
-is the mean over all matrices. seconds: of the solver, summed. The metric is repeated in every row of its run.
+is the mean over all matrices. seconds: of the solver, summed. The metric is repeated in every row of its run. Rows
+of other runs stay in the table.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from merged_table import write_merged
 
 from argprune.tasks.one_shot import layer_kind
 from argprune.tasks.studies.grid import load_study
@@ -72,13 +74,8 @@ def main() -> int:
     if not rows:
         print("No run has finished yet; start `argprune study` on the studies.", file=sys.stderr)
         return 1
-    with options.output.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
-        )
-    print(f"{options.output}: {len(rows)} rows; {left} runs are left.")
+    written = write_merged(options.output, rows, "run")
+    print(f"{options.output}: {written} rows, {len(rows)} of these studies; {left} runs are left.")
     return 0
 
 

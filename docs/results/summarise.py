@@ -287,20 +287,20 @@ def flop_cls() -> None:
 
 def flop_lm() -> None:
     """flop-lm.csv: a row a model, the smaller ones by sparsity and perplexity."""
-    print("| pruned | method | parameters | validation | test | a step, ms | inference, ms | dense / it |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| text | pruned | method | parameters | validation | test | a step, ms | inference, ms | dense / it |")
+    print("|---|---|---|---|---|---|---|---|---|")
     with (HERE / "flop-lm.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             options = json.loads(row["options"] or "{}")
             told = ", ".join(str(value) for name, value in options.items() if name != "scope")
             method = row["method"] + (f", {told}" if told else "")
             if row["method"] == "dense":
-                width = row["model"].removeprefix("stdlib-gpt2-")
+                width = row["model"].rpartition("-")[2]
                 method += f", {width} wide" if width.isdecimal() else ", the start"
             perplexities = (f"{float(row[f'{split}_perplexity']):.1f}" for split in ("validation", "test"))
             times = (f"{float(row[name]):.0f}" for name in ("train_ms", "inference_ms"))
             sparsity = f"{float(row['sparsity']):.0%}" if float(row["sparsity"]) else ""
-            cells = [sparsity, method, f"{int(row['parameters']) / 1e6:.2f} M", *perplexities, *times]
+            cells = [row["task"], sparsity, method, f"{int(row['parameters']) / 1e6:.2f} M", *perplexities, *times]
             print(f"| {' | '.join(cells)} | {float(row['speedup']):.2f} |")
 
 
