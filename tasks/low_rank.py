@@ -60,10 +60,14 @@ def factor(
     if plan.initial == "whitened":
         rows = drawn(data, min(_CALIBRATION, len(data)), settings.seed)
         grams = input_grams(model, weights, batches(data, rows, collate, settings.batch_size), embeddings=embeddings)
-    factors = factorise(model, weights, initial=plan.initial, rank=plan.rank, grams=grams, embeddings=embeddings)
+    sizes = {weight.name: weight.parameter.numel() for weight in weights}
+    factors = factorise(
+        model, weights, initial=plan.initial, rank=plan.rank, grams=grams, embeddings=embeddings, whole=plan.whole
+    )
     factors += clusters
-    method.take_factors(factors)
-    return DenseSizes(before, {each.name: each.dense_size for each in factors})
+    factored = {each.name: each.dense_size for each in factors}
+    method.take_factors(factors, {name: size for name, size in sizes.items() if name not in factored})
+    return DenseSizes(before, sizes | factored)
 
 
 def merge(model: PreTrainedModel, dense: DenseSizes, target: float) -> dict[str, Any]:

@@ -270,6 +270,7 @@ def flop_cls() -> None:
             }
             # 1 and 1.0 are the same option.
             told = [f"{kind} {value.removesuffix('.0')}" for kind, value in given.items() if value]
+            told += ["all factored"] if row["option.method.whole"] == "False" else []
             name = ", ".join([row["method"], *told])
             rate = float(row["option.learning_rate"])
             runs[row["task"], float(row["sparsity_target"]), name, row["precision"], rate].append(row)

@@ -19,9 +19,11 @@ from argprune.solvers.low_rank import (
     Factorisation,
     Factors,
     break_even_rank,
+    component_values,
     factorise_random,
     factorise_svd,
     factorise_whitened,
+    kept_whole,
 )
 
 Initial = Literal["svd", "whitened", "random"]
@@ -38,6 +40,7 @@ def factorise(
     rank: Rank = "break-even",
     grams: Mapping[str, Tensor] | None = None,
     embeddings: bool = False,
+    whole: float | None = None,
     generator: torch.Generator | None = None,
 ) -> list[Factors]:
     """Replace the modules of `model` that hold the `weights` by factorised ones, in place.
@@ -49,10 +52,11 @@ def factorise(
     weight, from 128 on rounded down to a multiple of 8; "full", at which an SVD is exact; or a number for all.
     grams: for "whitened", X^T X (inputs, inputs) by weight name, up to a factor; for an embedding the counts of its
     words (words,); `input_grams` makes them.
-    embeddings: also the word embeddings, with the output head where it shares their table. generator: for "random", by
-    default one seeded by torch's initial seed.
-    Result: the factors of each weight, in order, the embeddings' last. A weight that stands in several modules (tied
-    ones, one layer used twice) has one pair of factors, in all of them.
+    embeddings: also the word embeddings, with the output head where it shares their table. whole: leave those weights
+    as they are that `kept_whole` finds at this sparsity, in (0, 1), of the values of this start, which is an SVD; None:
+    factor all. generator: for "random", by default one seeded by torch's initial seed.
+    Result: the factors of each weight that has some, in order, the embeddings' last. A weight that stands in several
+    modules (tied ones, one layer used twice) has one pair of factors, in all of them.
     `save_pretrained` then writes a folder that `from_pretrained` loads, wherever argprune.models was imported.
     Raises ValueError, before anything is changed, for a weight that is no matrix of a linear layer of this model, for a
     name given twice, for a rank or gram that does not fit, and for a model that is quantised.
@@ -61,9 +65,8 @@ def factorise(
         raise ValueError(f"factorise: initial {initial!r}; choose one of {', '.join(get_args(Initial))}.")
     if foreign_method(model) is not None:
         raise ValueError(f"factorise: the model is quantised ({foreign_method(model)}); give one that is not.")
-    names = [weight.name for weight in weights]
-    if embeddings:
-        names.append(word_embeddings(model))
+    table = [word_embeddings(model)] if embeddings else []
+    names = [*(weight.name for weight in weights), *table]
     if not names:
         raise ValueError("factorise: no weights given. Pass find_weights(model).")
     places: dict[str, Sequence[str]] = {}
@@ -75,11 +78,14 @@ def factorise(
             raise ValueError(f"factorise: {name!r} is {taken[0]!r} too; give it once.")
         places[name] = paths
     _check_parameters(model, weights)
-    plans = [_plan(model, name, initial, rank, grams) for name in names]
+    plans = {name: _plan(model, name, initial, rank, grams) for name in names}
+    if whole is not None:
+        stay = _whole(plans, initial, whole).difference(table)
+        plans = {name: plan for name, plan in plans.items() if name not in stay}
     if generator is None:
         generator = torch.Generator().manual_seed(torch.initial_seed())
     found = []
-    for name, (matrix, gram, size) in zip(names, plans, strict=True):
+    for name, (matrix, gram, size) in plans.items():
         parts = _factorised(matrix, size, initial, gram, generator)
         first = parts.first.t() if _is_embedding(model, name) else parts.first
         # An SVD leaves its results column by column.
@@ -132,6 +138,15 @@ def _plan(
         if gram.shape not in ((inputs, inputs), (inputs,)):
             raise ValueError(f"factorise: gram of {name!r} is {tuple(gram.shape)}; give ({inputs}, {inputs}).")
     return matrix, gram, size
+
+
+def _whole(plans: Mapping[str, tuple[Tensor, Tensor | None, int]], initial: Initial, sparsity: float) -> set[str]:
+    """The weights that stay as they are."""
+    if initial == "random" or not 0 < sparsity < 1:
+        raise ValueError(f"factorise: whole {sparsity}, initial {initial!r}; give a sparsity in (0, 1), and an SVD.")
+    values = [component_values(matrix, gram) for matrix, gram, _ in plans.values()]
+    shapes = [(matrix.shape[0], matrix.shape[1]) for matrix, _, _ in plans.values()]
+    return {name for name, stays in zip(plans, kept_whole(values, shapes, sparsity), strict=True) if stays}
 
 
 def _factorised(

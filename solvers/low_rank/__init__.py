@@ -2,7 +2,10 @@
 
 from argprune.solvers.low_rank.allocation import Ranks as Ranks
 from argprune.solvers.low_rank.allocation import allocate_ranks as allocate_ranks
+from argprune.solvers.low_rank.allocation import kept_whole as kept_whole
+from argprune.solvers.low_rank.allocation import shares_of_squares as shares_of_squares
 from argprune.solvers.low_rank.factorisation import Factorisation as Factorisation
+from argprune.solvers.low_rank.factorisation import component_values as component_values
 from argprune.solvers.low_rank.factorisation import factorise_random as factorise_random
 from argprune.solvers.low_rank.factorisation import factorise_svd as factorise_svd
 from argprune.solvers.low_rank.factorisation import factorise_whitened as factorise_whitened

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from argprune.solvers.ilp import Levels, choose_levels
@@ -92,6 +93,36 @@ def allocate_ranks(
     shown = [None if rank * sum(shape) >= math.prod(shape) else rank for rank, shape in zip(ranks, shapes, strict=True)]
     status: Status = "optimal" if bound == objective else "feasible"
     return Ranks(shown, kept, total, objective, bound, objective - bound, status, time.perf_counter() - start)
+
+
+def kept_whole(
+    values: Sequence[Tensor], shapes: Sequence[tuple[int, int]], sparsity: float, multiple: int = 8
+) -> list[bool]:
+    """Which matrices the ranks keep whole whose relative errors, squared, are least in sum at a sparsity.
+
+    values: of each matrix all its singular values, (min(shape),), plain or weighted by its inputs. shapes: (outputs,
+    inputs) of each. sparsity: fraction of all numbers to save, in [0, 1). multiple: see `allocate_ranks`, whose errors
+    are raised, also where values are missing. None is whole where not even rank 1 of all matrices fits.
+
+    >>> import torch
+    >>> kept_whole([torch.tensor([3.0, 3.0]), torch.tensor([9.0, 1.0])], [(2, 2), (2, 8)], 0.3, multiple=1)
+    [True, False]
+    """
+    for index, (value, shape) in enumerate(zip(values, shapes, strict=True)):
+        if len(value) != min(shape):
+            raise ValueError(f"kept_whole: {len(value)} values of matrix {index} of {tuple(shape)}; give all of them.")
+    dense = sum(math.prod(shape) for shape in shapes)
+    size = dense - round(sparsity * dense)
+    if size < sum(stored_size(1, *shape) for shape in shapes):
+        return [False] * len(shapes)
+    found = allocate_ranks([shares_of_squares(value) for value in values], shapes, size, multiple)
+    return [rank is None for rank in found.ranks]
+
+
+def shares_of_squares(values: Tensor) -> Tensor:
+    """The share of each singular value in the sum of their squares, float64 (r,) on the CPU."""
+    squares = values.detach().cpu().double().square()
+    return squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
 
 
 def _check(

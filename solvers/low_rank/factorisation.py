@@ -71,19 +71,28 @@ def factorise_whitened(w: Tensor, gram: Tensor, rank: int | None = None, ridge: 
     >>> torch.allclose((x @ (w - found.product()).t()).norm(), whole.values[2])
     True
     """
-    matrix = _computed(w, "factorise_whitened")
     rank = _checked_rank(rank, w, "factorise_whitened")
-    root = _root(_checked_gram(gram, w), ridge)
-    matrix, root = matrix.to(torch.promote_types(matrix.dtype, root.dtype)), root.to(w.device)
-    root = root.to(matrix)
-    diagonal = root.dim() == 1
-    left, values, right = torch.linalg.svd(matrix * root if diagonal else matrix @ root, full_matrices=False)
+    weighted, root = _weighted(w, gram, ridge)
+    left, values, right = torch.linalg.svd(weighted, full_matrices=False)
     left, values, right = left[:, :rank], values[:rank], right[:rank]
-    first = right / root if diagonal else torch.linalg.solve_triangular(root, right, upper=False, left=False)
+    first = right / root if root.dim() == 1 else torch.linalg.solve_triangular(root, right, upper=False, left=False)
     # As if the inputs had a mean square of one: a strong input shall not make Q large and P small.
     strength = float((root.square().sum() / root.shape[0]).sqrt())
     split = (values / strength).sqrt()
     return Factorisation((split[:, None] * strength * first).to(w), (left * split).to(w), values)
+
+
+def component_values(w: Tensor, gram: Tensor | None = None, ridge: float = 1e-6) -> Tensor:
+    """The `values` of `factorise_svd`, or with a gram of `factorise_whitened`, at full rank: without the factors.
+
+    Arguments, dtypes and errors are theirs.
+
+    >>> component_values(torch.diag(torch.tensor([4.0, 1.0, 9.0]))).tolist()
+    [9.0, 4.0, 1.0]
+    """
+    weighted = _computed(w, "component_values") if gram is None else _weighted(w, gram, ridge)[0]
+    values: Tensor = torch.linalg.svdvals(weighted)
+    return values
 
 
 def factorise_random(
@@ -110,6 +119,15 @@ def factorise_random(
     scale = (lengths[1] / lengths[0]).sqrt()
     values, order = (lengths[0] * lengths[1]).sort(descending=True, stable=True)
     return Factorisation((first * scale[:, None])[order].to(dtype), (second / scale)[:, order].to(dtype), values)
+
+
+def _weighted(w: Tensor, gram: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """W L and L, with L L^T = gram; of a diagonal, L is (inputs,)."""
+    matrix = _computed(w, "factorise_whitened")
+    root = _root(_checked_gram(gram, w), ridge)
+    matrix, root = matrix.to(torch.promote_types(matrix.dtype, root.dtype)), root.to(w.device)
+    root = root.to(matrix)
+    return (matrix * root if root.dim() == 1 else matrix @ root), root
 
 
 def _computed(w: Tensor, caller: str) -> Tensor:

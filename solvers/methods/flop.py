@@ -3,6 +3,7 @@
     W = Q diag(z) P,   z hard-concrete of log_alpha
     minimise over P, Q, log_alpha   E_z[f(W)]   subject to   E[size] = (1 - sparsity) * dense size
 
+    whole <- the matrices that the ranks of least error at this size do not truncate;  they have no gates
     P, Q <- SVD of W, weighted by its inputs;   log_alpha <- log((1 - droprate) / droprate) + prior + noise
     for each step t of the pruning phase:
         z <- a sample, one a step;  g <- df/dz
@@ -49,7 +50,9 @@ class Flop(SizeGates, LowRank):
     initial, rank, embeddings: see `FactorPlan`. multiple: ranks are multiples of it, where that meets the size.
     informed: how much higher log_alpha starts for each standard deviation of the log of what a component is worth (its
     share of the squares of its matrix's singular values, over its size), >= 0; 0: all start alike.
-    As published: initial "random", informed 0.
+    whole: matrices that `svd` would not truncate at this sparsity, scope "global", stay as they are, without gates; of
+    no effect on a random start.
+    As published: initial "random", informed 0, whole False.
     The other options: see `SizeGates`.
     """
 
@@ -58,10 +61,12 @@ class Flop(SizeGates, LowRank):
     embeddings: bool = False
     multiple: int = 8
     informed: float = 1.0
+    whole: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._plan = FactorPlan(self.initial, self.rank, self.embeddings)
+        chooses = self.whole and self.sparsity > 0 and self.initial != "random"
+        self._plan = FactorPlan(self.initial, self.rank, self.embeddings, self.sparsity if chooses else None)
         if self.multiple < 1:
             raise ValueError(f"flop: multiple {self.multiple}; ranks are multiples of at least 1.")
         if not 0 <= self.informed < math.inf:
@@ -79,7 +84,8 @@ class Flop(SizeGates, LowRank):
         self._lay_out(ExpectedSize(sets, self._gates), total_steps)
         # The target is of the dense size, which is the one that users know; factors may start above or below it.
         self._factored_share = self._size.total("parameters") / self.dense_size
-        target = max(0.0, 1 - (1 - self.sparsity) / self._factored_share)
+        self._whole_share = self._whole_size / self.dense_size
+        target = max(0.0, 1 - (1 - self.sparsity - self._whole_share) / self._factored_share)
         self._constraint = SizeConstraint(target, kind=self.kind)
 
     def wrap_optimizer(self, optimizer: Optimizer) -> Optimizer:
@@ -125,7 +131,7 @@ class Flop(SizeGates, LowRank):
         if step == self._end:
             self._close()
         elif step >= self._begin:
-            self._expected = 1 - (1 - self._constrain(step)) * self._factored_share
+            self._expected = 1 - self._whole_share - (1 - self._constrain(step)) * self._factored_share
             for factors, gate in zip(self._factors, self._training.sample(), strict=True):
                 factors.set_gate(gate)
 

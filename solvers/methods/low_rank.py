@@ -1,12 +1,15 @@
 """What methods on factored weights share: their sizes, ranks within a budget, and dropping components for good.
 
 size(ranks) = sum_l min(r_l (i_l + o_l), i_l o_l)        sparsity = 1 - size(ranks) / sum_l i_l o_l
+
+Weights that stay one matrix from the start count in both sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -14,7 +17,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from argprune.solvers.groups import Weight
-from argprune.solvers.low_rank import Factors, Ranks, allocate_ranks, break_even_rank, stored_size
+from argprune.solvers.low_rank import (
+    Factors,
+    Ranks,
+    allocate_ranks,
+    break_even_rank,
+    shares_of_squares,
+    stored_size,
+)
 from argprune.solvers.methods.base import Method, State
 from argprune.solvers.methods.structures import Scope
 
@@ -27,12 +37,14 @@ class FactorPlan:
 
     initial: "svd", "whitened" (best for the inputs that the training rows give) or "random" (weights are discarded).
     rank: "break-even" (the largest at which the factors are no larger than the matrix), "full", or a number.
-    embeddings: factor the table of word embeddings too.
+    embeddings: factor the table of word embeddings too. whole: leave the weights as they are that `kept_whole` finds
+    at this sparsity, in (0, 1); None: factor all.
     """
 
     initial: Initial = "svd"
     rank: Literal["break-even", "full"] | int = "break-even"
     embeddings: bool = False
+    whole: float | None = None
 
     def __post_init__(self) -> None:
         if self.initial not in ("svd", "whitened", "random"):
@@ -40,6 +52,8 @@ class FactorPlan:
         named = self.rank in ("break-even", "full")
         if not named and (isinstance(self.rank, bool | str) or self.rank < 1):
             raise ValueError(f"rank {self.rank!r}; choose 'break-even', 'full' or a number >= 1.")
+        if self.whole is not None and (self.initial == "random" or not 0 < self.whole < 1):
+            raise ValueError(f"whole {self.whole}, initial {self.initial!r}; give a sparsity in (0, 1), and an SVD.")
 
 
 class LowRank(Method):
@@ -54,15 +68,19 @@ class LowRank(Method):
         """How the weights shall be factored before `attach`."""
         raise NotImplementedError
 
-    def take_factors(self, factors: Sequence[Factors]) -> None:
-        """Take the factors of all weights to prune; called before `attach`."""
-        self._factors = list(factors)
+    def take_factors(self, factors: Sequence[Factors], whole: Mapping[str, int] | None = None) -> None:
+        """Take the factors of the weights to prune; called before `attach`.
+
+        whole: name -> numbers of the weights that stay one matrix; they share the budget (scope "global").
+        """
+        self._factors, self._whole = list(factors), dict(whole or {})
 
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
         """The factors are there; nothing is dropped yet."""
         if not getattr(self, "_factors", None):
             raise ValueError("low-rank methods work on factors: call `take_factors` before `attach`.")
-        self._dense_size = sum(factors.dense_size for factors in self._factors)
+        self._whole_size = sum(self._whole.values())
+        self._dense_size = self._whole_size + sum(factors.dense_size for factors in self._factors)
         self._check_budgets()
         self._starts = [factors.rank for factors in self._factors]
         self._kept: list[Tensor] = []
@@ -75,15 +93,22 @@ class LowRank(Method):
 
     def _check_budgets(self) -> None:
         """Raise ValueError before the run, not at its end, where one component of each weight is too much."""
-        shares = [self._factors] if self.scope == "global" else [[factors] for factors in self._factors]
-        for share in shares:
-            dense, least = sum(f.dense_size for f in share), sum(min(f.unit_size, f.dense_size) for f in share)
+        for share, dense, whole in self._shares():
+            least = whole + sum(min(f.unit_size, f.dense_size) for f in share)
             if dense - round(self.sparsity * dense) < least:
+                alone = len(share) == 1 and not whole
                 raise ValueError(
-                    f"sparsity {self.sparsity}: {share[0].name if len(share) == 1 else 'all weights together'} would "
-                    f"keep {dense - round(self.sparsity * dense)} numbers, and one component takes {least}; "
+                    f"sparsity {self.sparsity}: {share[0].name if alone else 'all weights together'} would keep "
+                    f"{dense - round(self.sparsity * dense)} numbers, and "
+                    f"{'what stays whole and ' if whole else ''}one component takes {least}; "
                     f"give at most {1 - least / dense:.4f}."
                 )
+
+    def _shares(self) -> list[tuple[list[Factors], int, int]]:
+        """The factors of each budget, its dense numbers, and how many of these belong to weights that stay whole."""
+        if self.scope == "global":
+            return [(self._factors, self.dense_size, self._whole_size)]
+        return [([factors], factors.dense_size, 0) for factors in self._factors]
 
     @property
     def dense_size(self) -> int:
@@ -101,29 +126,29 @@ class LowRank(Method):
 
         The budget is one for all (scope "global"), or for each matrix its share.
         """
-        if self.scope == "global":
-            budgets = [(self._factors, worth)]
-        else:
-            budgets = [([factors], [each]) for factors, each in zip(self._factors, worth, strict=True)]
-        choices = [self._allocate(factors, each) for factors, each in budgets]
+        left = iter(worth)
+        choices = [
+            self._allocate(share, list(islice(left, len(share))), dense - round(self.sparsity * dense) - whole)
+            for share, dense, whole in self._shares()
+        ]
         kept = [index for choice in choices for index in choice.kept]
         self._keep(kept)
         self._summary = {
             "ranks": self._ranks(),
-            "size": sum(choice.size for choice in choices),
+            "whole": list(self._whole),
+            "size": self._whole_size + sum(choice.size for choice in choices),
             "dense_size": self.dense_size,
             "dropped_worth": sum(choice.objective for choice in choices),
             "gap": sum(choice.gap for choice in choices),
             "status": "optimal" if all(choice.status == "optimal" for choice in choices) else "feasible",
         }
 
-    def _allocate(self, factors: Sequence[Factors], worth: Sequence[Tensor]) -> Ranks:
-        dense = sum(each.dense_size for each in factors)
+    def _allocate(self, factors: Sequence[Factors], worth: Sequence[Tensor], size: int) -> Ranks:
         candidates = [_candidates(each, values) for each, values in zip(factors, worth, strict=True)]
         ranks = allocate_ranks(
             [values[index] for values, index in zip(worth, candidates, strict=True)],
             [each.shape for each in factors],
-            dense - round(self.sparsity * dense),
+            size,
             multiple=self.multiple,
         )
         return replace(ranks, kept=[index[kept] for index, kept in zip(candidates, ranks.kept, strict=True)])
@@ -176,25 +201,26 @@ class LowRank(Method):
     def state_dict(self) -> State:
         """Which components are left, once some are dropped, and what their ranks' choice proved."""
         state: State = {f"kept.{f.name}": kept for f, kept in zip(self._factors, self._kept, strict=False)}
-        return state | {f"summary.{key}": value for key, value in self._summary.items() if key != "ranks"}
+        told = self._summary.items()
+        return state | {f"summary.{key}": value for key, value in told if key not in ("ranks", "whole")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved, after `reshape`."""
         if self._kept:
             given = {key.removeprefix("summary."): state[key] for key in state if key.startswith("summary.")}
-            self._summary = {"ranks": self._ranks(), **given}
+            self._summary = {"ranks": self._ranks(), "whole": list(self._whole), **given}
 
     def _sparsity(self) -> float:
         """The sparsity of the factors as they are now stored."""
         stored = sum(stored_size(f.rank, *f.shape) if f.dense is None else f.rank * f.unit_size for f in self._factors)
-        return 1 - stored / self.dense_size
+        return 1 - (self._whole_size + stored) / self.dense_size
 
     def logs(self) -> dict[str, float]:
         """The sparsity of what is stored now."""
         return {"sparsity": self._sparsity()}
 
     def report(self) -> dict[str, Any]:
-        """Pairs of weight and rank, the size of all, and how far their choice may be from the best."""
+        """Pairs of weight and rank, what stayed whole, the size of all, and how far from the best it may be."""
         return dict(self._summary)
 
 
@@ -205,8 +231,7 @@ def worth(factors: Factors) -> Tensor:
     """
     if factors.values is None:
         raise ValueError(f"{factors.name} comes without singular values; factorise it anew.")
-    squares = factors.values.cpu().double().square()
-    return squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
+    return shares_of_squares(factors.values)
 
 
 def _candidates(factors: Factors, worth: Tensor) -> Tensor:

@@ -236,6 +236,23 @@ def test_embeddings_of_several_scales_and_heads() -> None:
     assert model.model.encoder.embed_tokens.embedding is model.model.shared
 
 
+def test_weights_that_lose_most_by_truncation_stay_whole() -> None:
+    model = bert()
+    weights = find_weights(model)
+    flat = model.bert.encoder.layer[0].attention.self.query.weight
+    with torch.no_grad():
+        flat.copy_(torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q)
+    before = {weight.name: weight.parameter.detach().clone() for weight in weights}
+    found = factorise(model, weights, whole=0.3, embeddings=True)
+    whole = set(before) - {factors.name for factors in found}
+    # The table of words was asked for, whatever it loses.
+    assert "bert.embeddings.word_embeddings.weight" in {factors.name for factors in found}
+    assert "bert.encoder.layer.0.attention.self.query.weight" in whole
+    assert 0 < len(whole) < len(before)
+    for name in whole:
+        assert torch.equal(model.get_parameter(name), before[name])
+
+
 def test_untied_heads_are_left_alone() -> None:
     config = LlamaConfig(
         vocab_size=WORDS,
@@ -409,6 +426,8 @@ def test_factorise_refuses_and_changes_nothing() -> None:
     refused(model, "rank 'all'", rank="all")
     refused(model, "rank True", rank=True)
     refused(model, "no gram of", initial="whitened")
+    refused(model, "whole 0.5, initial 'random'", initial="random", whole=0.5)
+    refused(model, "whole 1.0", whole=1.0)
     refused(model, r"is \(3, 3\); give \(32, 32\)", initial="whitened", grams={w.name: torch.eye(3) for w in weights})
     refused(model, "give it once", [*weights, weights[0]])
     refused(model, "is a weight of another model", find_weights(bert()))

@@ -16,9 +16,11 @@ from torch import Tensor
 from argprune.solvers.low_rank import (
     allocate_ranks,
     break_even_rank,
+    component_values,
     factorise_random,
     factorise_svd,
     factorise_whitened,
+    kept_whole,
     stored_size,
 )
 
@@ -256,6 +258,39 @@ def test_six_layers_meet_their_size(pruned: float, start: str) -> None:
     assert found.gap <= 0.01 * found.objective
     aligned = [rank for rank in found.ranks if rank is None or rank % 8 == 0]
     assert len(aligned) >= len(shapes) - 3
+
+
+@given(seed=seeds, sparsity=st.floats(0.05, 0.6))
+def test_whole_matrices_are_those_that_the_best_ranks_do_not_truncate(seed: int, sparsity: float) -> None:
+    shapes = [(4, 5), (3, 3), (5, 2)]
+    values = [component_values(normal(seed + i, *shape)) for i, shape in enumerate(shapes)]
+    size = sum(map(math.prod, shapes)) - round(sparsity * sum(map(math.prod, shapes)))
+    shares = [value.square() / value.square().sum() for value in values]
+    fitting = [
+        (sum(float(share[rank:].sum()) for share, rank in zip(shares, ranks, strict=True)), ranks)
+        for ranks in itertools.product(*(range(1, min(shape) + 1) for shape in shapes))
+        if sum(stored_size(rank, *shape) for rank, shape in zip(ranks, shapes, strict=True)) <= size
+    ]
+    found = kept_whole(values, shapes, sparsity, multiple=1)
+    if not fitting:
+        assert found == [False] * 3
+        return
+    best = min(fitting)[1]
+    assert found == [rank * sum(shape) >= math.prod(shape) for rank, shape in zip(best, shapes, strict=True)]
+
+
+def test_what_stays_whole_needs_all_values() -> None:
+    with pytest.raises(ValueError, match="2 values of matrix 1 of \\(3, 4\\); give all of them"):
+        kept_whole([torch.ones(2), torch.ones(2)], [(2, 2), (3, 4)], 0.5)
+
+
+@given(seed=seeds, outputs=sides, inputs=sides)
+def test_values_without_the_factors_are_theirs(seed: int, outputs: int, inputs: int) -> None:
+    w, x = normal(seed, outputs, inputs), normal(seed + 1, 12, inputs)
+    torch.testing.assert_close(component_values(w), factorise_svd(w).values)
+    gram = x.t() @ x
+    for given_gram in (gram, gram.diagonal()):
+        torch.testing.assert_close(component_values(w, given_gram), factorise_whitened(w, given_gram).values)
 
 
 def test_left_over_size_goes_to_single_components() -> None:

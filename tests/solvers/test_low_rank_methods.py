@@ -30,7 +30,7 @@ methods = pytest.mark.parametrize(("cls", "kwargs"), EXAMPLES)
 class Run:
     """Two matrices of a network fitted to the outputs of one of low rank; the batch depends on the step's number."""
 
-    def __init__(self, method: LowRank, seed: int = 0, total: int = TOTAL) -> None:
+    def __init__(self, method: LowRank, seed: int = 0, total: int = TOTAL, whole: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
         self.truth = [
@@ -46,7 +46,7 @@ class Run:
             self.factors.append(Factors(f"layers.{index}.weight", layers[-1], found.values))
         self.network = nn.Sequential(layers[0], nn.ReLU(), layers[1])
         self.method, self.total = method, total
-        method.take_factors(self.factors)
+        method.take_factors(self.factors, {"whole.weight": whole} if whole else None)
         method.attach([], total)
         self.optimizer = method.wrap_optimizer(AdamW(self.network.parameters(), lr=RATE))
 
@@ -171,6 +171,31 @@ def test_flop_finds_the_components_that_matter() -> None:
     assert sum(losses[-10:]) < 0.05 * sum(losses[:10])
 
 
+@pytest.mark.parametrize("method", [Flop(0.5, multiple=1), Svd(0.5, scope="global", multiple=1)])
+def test_what_stays_whole_counts_in_the_size(method: LowRank) -> None:
+    """A matrix of 200 numbers that is not factored: the others make up for it."""
+    run = Run(method, total=200, whole=200)
+    list(run.steps())
+    run.method.finish()
+    wanted = 0.5 * (DENSE + 200)
+    assert wanted - max(sum(shape) for shape in SHAPES) <= run.stored() + 200 <= wanted + 0.5
+    report = run.method.report()
+    assert (report["size"], report["dense_size"], report["whole"]) == (
+        run.stored() + 200,
+        DENSE + 200,
+        ["whole.weight"],
+    )
+    assert report.get("expected_sparsity", 0.5) == pytest.approx(0.5, abs=0.005)
+    assert run.method.logs()["sparsity"] == pytest.approx(1 - report["size"] / report["dense_size"])
+
+
+def test_too_much_whole_is_refused_before_the_run() -> None:
+    with pytest.raises(
+        ValueError, match=r"sparsity 0\.5: all weights together would keep \d+ numbers, and what stays whole"
+    ):
+        Run(Flop(0.5), whole=5000)
+
+
 def gates_of(method: Flop) -> Tensor:
     """log_alpha of all gates."""
     return torch.cat(Run(method).method._training.log_alphas)  # type: ignore[attr-defined]
@@ -245,6 +270,8 @@ def test_factors_must_come_first() -> None:
         (lambda: Svd(0.5, scope="layer"), "scope 'layer'"),  # type: ignore[arg-type]
         (lambda: Svd(0.5, multiple=0), "multiple 0"),
         (lambda: FactorPlan(rank=True), "rank True"),
+        (lambda: FactorPlan("random", whole=0.5), "whole 0.5, initial 'random'"),
+        (lambda: FactorPlan(whole=1.0), "whole 1.0"),
     ],
 )
 def test_refusals(make: Any, message: str) -> None:

@@ -22,6 +22,7 @@ FLOP = {"name": "flop", "multiple": 1}
 METHODS = [
     pytest.param(FLOP, id="flop"),
     pytest.param({**FLOP, "initial": "whitened", "rank": "full"}, id="flop-whitened-full"),
+    pytest.param({**FLOP, "whole": False}, id="flop-all-factored"),
     pytest.param({**FLOP, "embeddings": True, "initial": "svd"}, id="flop-embeddings"),
     pytest.param({**FLOP, "embeddings": True, "initial": "whitened"}, id="flop-embeddings-whitened"),
     pytest.param({"name": "svd", "multiple": 1}, id="svd"),
@@ -50,7 +51,10 @@ def test_the_saved_model_is_as_small_as_asked(
     numbers = sum(tensor.numel() for tensor in saved.values())
     assert run.metrics["compression"]["model"] == pytest.approx(_size(dense) / numbers)
     assert run.metrics["sparsity"]["encoder"] == pytest.approx(1 - certificate["kept"] / certificate["total"])
-    assert set(run.masks()) == set(certificate["dense"])
+    # What stayed whole has no components to choose from, and is saved as it was shaped.
+    whole = set(run.metrics["method_report"]["whole"])
+    assert set(run.masks()) == set(certificate["dense"]) - whole
+    assert all(saved[name].numel() == certificate["dense"][name] for name in whole)
 
 
 def test_the_saved_model_loads_by_itself(job: dict[str, Any], dense: Path, tmp_path: Path) -> None:
