@@ -4,7 +4,7 @@ log_alpha <- log((1 - droprate) / droprate) + prior + noise
 for each step:
     log_alpha <- Adam step with df/dlog_alpha + what the constraints push, within the clamp
     multipliers <- dual ascent;   near the end: log_alpha <- log_alpha - nu
-    z <- a sample
+    z <- a sample, or the median
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class GateOptions:
     droprate_init: in (0, 1), of the gates at the start. score_rate: peak learning rate of log_alpha, > 0. clamp:
     log_alpha stays within +-clamp, > 0, so that no gate is shut or open for good. target_warmup: fraction of the
     pruning phase in which targets rise; settle: fraction of it, at its end, in which a shift meets them exactly; both
-    in [0, 1]. ascent: of the multipliers. Raises ValueError outside.
+    in [0, 1]. ascent: of the multipliers. noise: gates are samples; without it, their medians. Raises ValueError
+    outside.
     """
 
     droprate_init: float = 0.05
@@ -43,6 +44,7 @@ class GateOptions:
     target_warmup: float = 0.6
     settle: float = 0.1
     ascent: Ascent = field(default_factory=Ascent)
+    noise: bool = True
 
     def __post_init__(self) -> None:
         for name in ("score_rate", "clamp"):
@@ -108,13 +110,17 @@ class GateTraining:
 
     @torch.no_grad()
     def sample(self) -> list[Tensor]:
-        """Gates of each set."""
-        draws = torch.empty_like(self._log_alpha).uniform_(generator=self._generator)
+        """Gates of each set to compute a step with."""
+        draws = torch.full_like(self._log_alpha, 0.5)
+        if self._options.noise:
+            draws.uniform_(generator=self._generator)
         return list(torch.split(self._size.gates.sample(self._log_alpha, draws, out=draws), self._counts))
 
     @torch.no_grad()
     def means(self) -> list[Tensor]:
-        """E[z] of each set, float32."""
+        """E[z] of each set, float32; without noise, the medians."""
+        if not self._options.noise:
+            return self.sample()
         return list(torch.split(self._size.gates.mean(self._log_alpha).to(self._log_alpha.dtype), self._counts))
 
     def probabilities(self) -> list[Tensor]:

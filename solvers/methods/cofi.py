@@ -4,7 +4,7 @@
     minimise over W, log_alpha   E_z[f]   subject to   sum_u size_u P(z_unit > 0) P(z_layer > 0) = (1 - sparsity) * size
 
     for each step t of the pruning phase:
-        z <- a sample;  g_u <- df/d(z_unit z_layer)
+        z <- a sample, or the median;  g_u <- df/d(z_unit z_layer)
         log_alpha <- Adam step with gradient g_u * (other gate) * dz/dlog_alpha + pressure * dE[size]/dlog_alpha
         W <- optimizer's step
         multipliers <- dual ascent;  in the last steps: log_alpha <- log_alpha - nu, so that the constraint holds
@@ -37,7 +37,11 @@ from argprune.solvers.methods.structures import Structure, closest_count, count_
 from argprune.solvers.registry import register
 
 
-@register("methods", "cofi", examples=[{"sparsity": 0.5, "structure": "columns"}])
+@register(
+    "methods",
+    "cofi",
+    examples=[{"sparsity": 0.5, "structure": "columns"}, {"sparsity": 0.5, "structure": "columns", "noise": False}],
+)
 @dataclass
 class CoFi(SizeGates, Method):
     """CoFi: gated heads, neurons and layers, to a size.

@@ -1,17 +1,17 @@
-"""FLOP: rank-1 components behind random gates, trained under a constraint on the size.
+"""FLOP: rank-1 components behind gates, trained under a constraint on the expected size.
 
-    W = Q diag(z) P,   z hard-concrete of log_alpha
-    minimise over P, Q, log_alpha   E_z[f(W)]   subject to   E[size] = (1 - sparsity) * dense size
+    W = Q diag(z) P,   z hard-concrete of log_alpha: its median, or (noise) a sample
+    minimise over P, Q, log_alpha   f(W), or E_z[f(W)]   subject to   E[size] = (1 - sparsity) * dense size
 
     whole <- the matrices that the ranks of least error at this size do not truncate;  they have no gates
     P, Q <- SVD of W, weighted by its inputs;   log_alpha <- log((1 - droprate) / droprate) + prior + noise
     for each step t of the pruning phase:
-        z <- a sample, one a step;  g <- df/dz
+        z <- the median, or a sample, one a step;  g <- df/dz
         log_alpha <- Adam step with gradient g * dz/dlog_alpha + pressure * dE[size]/dlog_alpha, within the clamp
         P, Q <- optimizer's step
         lambda1, lambda2, pressure <- dual ascent on what the expected sparsity lacks of its warmed-up target
         in the last steps: log_alpha <- log_alpha - nu, so that the constraint holds
-    ranks <- the components most probably open, within the size, exactly;   Q <- Q * E[z]
+    ranks <- the components most probably open, within the size, exactly;   Q <- Q * z, of samples Q * E[z]
     drop the other components;   for each step of the cool-down: optimizer's step on f
 
 Reference: Wang, Wohlwend and Lei, "Structured Pruning of Large Language Models" (2020). See docs/theory/flop.md for
@@ -41,7 +41,9 @@ from argprune.solvers.registry import register
 _TINY = 1e-12
 
 
-@register("methods", "flop", examples=[{"sparsity": 0.5, "multiple": 1}])
+@register(
+    "methods", "flop", examples=[{"sparsity": 0.5, "multiple": 1}, {"sparsity": 0.5, "multiple": 1, "noise": True}]
+)
 @dataclass
 class Flop(SizeGates, LowRank):
     """FLOP: low-rank factors with gated components, to a size.
@@ -52,7 +54,8 @@ class Flop(SizeGates, LowRank):
     share of the squares of its matrix's singular values, over its size), >= 0; 0: all start alike.
     whole: matrices that `svd` would not truncate at this sparsity, scope "global", stay as they are, without gates; of
     no effect on a random start.
-    As published: initial "random", informed 0, whole False.
+    noise: off by default: samples cost more than they explore, see docs/theory/flop.md.
+    As published: initial "random", informed 0, whole False, noise True.
     The other options: see `SizeGates`.
     """
 
@@ -62,6 +65,7 @@ class Flop(SizeGates, LowRank):
     multiple: int = 8
     informed: float = 1.0
     whole: bool = True
+    noise: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,7 +140,7 @@ class Flop(SizeGates, LowRank):
                 factors.set_gate(gate)
 
     def _close(self) -> None:
-        """Fold E[z] in, and keep what is most probably open: worth = size * P(open), of which the size takes most."""
+        """Fold the gates in, and keep what is most probably open, by size * P(open), as much as the size takes."""
         for factors, gate in zip(self._factors, self._training.means(), strict=True):
             factors.set_gate(gate)
         opened = self._training.probabilities()

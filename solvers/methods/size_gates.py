@@ -1,7 +1,7 @@
 """What methods share whose gates are trained until what is open has a given size: options, phases, steps.
 
 for each step t of the pruning phase:
-    log_alpha <- Adam step on the loss and the constraint;  multipliers <- dual ascent;  z <- a sample
+    log_alpha <- Adam step on the loss and the constraint;  multipliers <- dual ascent;  z <- a sample, or the median
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class SizeGates:
     droprate_init, score_rate (it falls with the learning rate of the weights), clamp, target_warmup, settle: see
     `GateOptions`. temperature: of the gates, > 0.
     kind: "equality" (gates open again where too many closed) or "inequality". dual_rate, rho, dual_bound: see `Ascent`.
+    noise: compute with samples of the gates, a new one a step; without it, with their medians.
     warmup, cooldown: fractions of the run before the gates and after what they close is pruned.
     Raises ValueError outside.
     """
@@ -41,6 +42,7 @@ class SizeGates:
     temperature: float = 2 / 3
     target_warmup: float = 0.6
     settle: float = 0.1
+    noise: bool = True
     warmup: float = 0.06
     cooldown: float = 0.4
 
@@ -57,6 +59,7 @@ class SizeGates:
             self.target_warmup,
             self.settle,
             Ascent(self.dual_rate, self.rho, self.dual_bound),
+            self.noise,
         )
 
     def _lay_out(self, size: ExpectedSize, total_steps: int) -> None:

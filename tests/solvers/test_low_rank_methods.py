@@ -134,17 +134,19 @@ def test_dropped_components_take_their_moments_along(cls: Any, kwargs: dict[str,
             assert run.optimizer.state[parameter]["exp_avg"].shape == parameter.shape
 
 
-def test_flop_expects_its_target_on_every_seed() -> None:
+@pytest.mark.parametrize("noise", [False, True])
+def test_flop_expects_its_target_on_every_seed(noise: bool) -> None:
     """Before anything is rounded, and along the way: what multipliers and the final shift are for."""
     for sparsity in (0.2, 0.5, 0.8):
         for seed in range(3):
-            run = Run(Flop(sparsity, multiple=1), seed, total=200)
+            run = Run(Flop(sparsity, multiple=1, noise=noise), seed, total=200)
             list(run.steps())
             assert run.method.report()["expected_sparsity"] == pytest.approx(sparsity, abs=0.005)
 
 
-def test_flop_ends_with_the_components_that_are_most_probably_open() -> None:
-    method = Flop(0.5, multiple=1)
+@pytest.mark.parametrize("noise", [False, True])
+def test_flop_ends_with_the_components_that_are_most_probably_open(noise: bool) -> None:
+    method = Flop(0.5, multiple=1, noise=noise)
     run = Run(method)
     _, end = method._phases.steps(TOTAL)
     list(run.steps(0, end))
@@ -159,9 +161,24 @@ def test_flop_ends_with_the_components_that_are_most_probably_open() -> None:
     assert sum(int((p > least + 1e-6).sum()) for p in dropped) <= 1
     for factors, (first, second), score, mask in zip(run.factors, before, scores, kept, strict=True):
         assert factors.first.shape == first[mask].shape
-        # A step of the optimizer lies between the copy and the end; Q was scaled by the mean gate.
-        mean = gates.mean(score)[mask].float()
-        torch.testing.assert_close(factors.second.detach(), second[:, mask] * mean, rtol=0, atol=3 * RATE)
+        # A step of the optimizer lies between the copy and the end; Q was scaled by the gate.
+        gate = gates.mean(score).float() if noise else gates.sample(score, torch.full_like(score, 0.5))
+        torch.testing.assert_close(factors.second.detach(), second[:, mask] * gate[mask], rtol=0, atol=3 * RATE)
+
+
+def test_gates_without_noise_are_their_medians_and_learn_by_their_slope() -> None:
+    method = Flop(0.5, informed=0, noise=False)
+    run = Run(method)
+    begin, _ = method._phases.steps(TOTAL)
+    run.step(begin)
+    gates, scores = HardConcrete(method.temperature), method._training.log_alphas
+    for factors, score in zip(run.factors, scores, strict=True):
+        assert factors.gate is not None
+        stretched = 1.2 * torch.sigmoid(score / method.temperature) - 0.1
+        torch.testing.assert_close(factors.gate.detach(), stretched.clamp(0, 1))
+        at = score.detach().clone().requires_grad_()
+        (1.2 * torch.sigmoid(at / method.temperature) - 0.1).clamp(0, 1).sum().backward()
+        torch.testing.assert_close(gates.slope(factors.gate.detach()), at.grad)
 
 
 def test_flop_finds_the_components_that_matter() -> None:
