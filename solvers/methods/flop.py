@@ -54,7 +54,6 @@ class Flop(SizeGates, LowRank):
     share of the squares of its matrix's singular values, over its size), >= 0; 0: all start alike.
     whole: matrices that `svd` would not truncate at this sparsity, scope "global", stay as they are, without gates; of
     no effect on a random start.
-    noise: off by default: samples cost more than they explore, see docs/theory/flop.md.
     As published: initial "random", informed 0, whole False, noise True.
     The other options: see `SizeGates`.
     """
@@ -65,7 +64,6 @@ class Flop(SizeGates, LowRank):
     multiple: int = 8
     informed: float = 1.0
     whole: bool = True
-    noise: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ for each step t of the pruning phase:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -26,7 +26,8 @@ class SizeGates:
     droprate_init, score_rate (it falls with the learning rate of the weights), clamp, target_warmup, settle: see
     `GateOptions`. temperature: of the gates, > 0.
     kind: "equality" (gates open again where too many closed) or "inequality". dual_rate, rho, dual_bound: see `Ascent`.
-    noise: compute with samples of the gates, a new one a step; without it, with their medians.
+    noise: compute with samples of the gates, a new one a step; without it, with their medians. None: with noise where
+    all gates start alike, which nothing else could tell apart.
     warmup, cooldown: fractions of the run before the gates and after what they close is pruned.
     Raises ValueError outside.
     """
@@ -42,7 +43,7 @@ class SizeGates:
     temperature: float = 2 / 3
     target_warmup: float = 0.6
     settle: float = 0.1
-    noise: bool = True
+    noise: bool | None = None
     warmup: float = 0.06
     cooldown: float = 0.4
 
@@ -59,7 +60,6 @@ class SizeGates:
             self.target_warmup,
             self.settle,
             Ascent(self.dual_rate, self.rho, self.dual_bound),
-            self.noise,
         )
 
     def _lay_out(self, size: ExpectedSize, total_steps: int) -> None:
@@ -70,7 +70,8 @@ class SizeGates:
     def _make_gates(self, optimizer: Optimizer, device: torch.device, prior: Sequence[Tensor] | None = None) -> None:
         """Make the gates, whose learning rate follows that of the optimizer's weights."""
         self._optimizer, self._peak = optimizer, float(optimizer.defaults["lr"])
-        self._training = GateTraining(self._size, [self._constraint], self._options, device, prior)
+        options = replace(self._options, noise=prior is None if self.noise is None else self.noise)
+        self._training = GateTraining(self._size, [self._constraint], options, device, prior)
 
     def _learning_share(self) -> float:
         """What is left of the peak learning rate, in [0, 1]."""

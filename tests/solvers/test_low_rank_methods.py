@@ -235,6 +235,15 @@ def test_informed_gates_start_in_the_order_of_what_their_components_are_worth() 
         assert float(gates.max() - gates.min()) < 0.1
 
 
+@pytest.mark.parametrize(("options", "noisy"), [({}, False), ({"informed": 0.0}, True), ({"initial": "random"}, True)])
+def test_gates_that_start_alike_are_told_apart_by_noise(options: dict[str, Any], noisy: bool) -> None:
+    method = Flop(0.5, **options)
+    run = Run(method)
+    run.step(method._phases.steps(TOTAL)[0])
+    first, second = (method._training.sample() for _ in range(2))
+    assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True)) == noisy
+
+
 def test_informed_gates_meet_the_target_within_the_clamp() -> None:
     assert float(gates_of(Flop(0.8, informed=10.0)).abs().max()) == 4.0
     run = Run(Flop(0.8, informed=10.0, multiple=1), total=200)
