@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from argprune.cli import main
+from argprune.solvers.registry import registered
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -89,6 +90,17 @@ def test_missing_extra_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     status, _, err = run("prune", "--sparsity", "0.5", "--output", tmp_path / "run")
     assert status == 2
     assert "pip install 'argprune[demo]'" in err
+
+
+@pytest.mark.parametrize("method", registered("methods"))
+def test_every_option_of_a_method_has_a_type_that_is_checked(capsys: pytest.CaptureFixture[str], method: str) -> None:
+    """What jsonargparse cannot resolve takes any value, and help says so."""
+    with pytest.raises(SystemExit) as ended:
+        main(["prune", "--method", method, "--help"])
+    assert ended.value.code == 0
+    help_text = capsys.readouterr().out
+    assert "--sparsity" in help_text
+    assert "Unvalidated" not in help_text
 
 
 def test_no_arguments_print_help(run: Run) -> None:

@@ -12,9 +12,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -145,7 +146,9 @@ def _prune(arguments: list[str]) -> int:
         metavar="NAME",
         help="--method NAME: `argprune list methods`, or module:Class",
     )
-    parser.add_class_arguments(registry.resolve("methods", method), "method", skip={"sparsity"}, instantiate=False)
+    parser.add_class_arguments(
+        _typed(registry.resolve("methods", method)), "method", skip={"sparsity"}, instantiate=False
+    )
     parser.add_class_arguments(Settings, None, as_group=False)
     parser.add_argument(
         "--dense",
@@ -460,6 +463,17 @@ def _underscored(argument: str) -> str:
     """--data-dir=x is --data_dir=x."""
     key, equals, value = argument.partition("=")
     return key[:2] + key[2:].replace("-", "_") + equals + value if key.startswith("--") else argument
+
+
+def _typed(cls: type) -> type:
+    """The class, with the types of its options where jsonargparse finds them.
+
+    It looks for those of a dataclass's bases in the module of the dataclass; what it does not find, it does not check.
+    """
+    if is_dataclass(cls):
+        hints, constructor = get_type_hints(cls), cls.__init__
+        constructor.__annotations__.update({name: hints[name] for name in constructor.__annotations__ if name in hints})
+    return cls
 
 
 def _method_name(arguments: Sequence[str]) -> str:
