@@ -131,24 +131,33 @@ def blocks() -> None:
 
 
 def sparsebert() -> None:
-    """sparsebert.csv: a row a task, sparsity, method, teacher and learning rate, best on validation first."""
-    runs: dict[tuple[str, float, str, float], list[Row]] = defaultdict(list)
+    """sparsebert.csv: a row a task, steps, sparsity, method, teacher and learning rate, best on validation first."""
+    runs: dict[tuple[str, int, float, str, float], list[Row]] = defaultdict(list)
     for row in finished("sparsebert.csv"):
         if row["method"] != "dense":
             taught = row["method"] != "sparsebert" and row["option.distill.cache"]
             name = scored(row) + (" + distillation" if taught else "")
-            runs[row["task"], float(row["sparsity_target"]), name, float(row["option.learning_rate"])].append(row)
+            size, rate = float(row["sparsity_target"]), float(row["option.learning_rate"])
+            runs[row["task"], int(row["steps"]), size, name, rate].append(row)
 
-    def order(item: tuple[tuple[str, float, str, float], list[Row]]) -> tuple[bool, str, float, float]:
-        task, sparsity, *_ = item[0]
-        return task != "stdlib-docs", task, -sparsity, -mean(float(row["validation_accuracy"]) for row in item[1])
+    def order(item: tuple[tuple[str, int, float, str, float], list[Row]]) -> tuple[bool, str, int, float, float]:
+        task, steps, sparsity, *_ = item[0]
+        return (
+            task != "stdlib-docs",
+            task,
+            steps,
+            -sparsity,
+            -mean(float(row["validation_accuracy"]) for row in item[1]),
+        )
 
     print(
-        "| task | sparsity | method | learning rate | seeds | validation | test | test against dense | kept of dense |"
+        "| task | steps | sparsity | method | learning rate | seeds | validation | test | test against dense | kept of "
+        "dense |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
-    for (task, sparsity, method, rate), rows in sorted(runs.items(), key=order):
-        cells = [task, f"{sparsity:.0%}", method, f"{rate:g}", str(len(rows)), *accuracies(rows), against_dense(rows)]
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for (task, steps, sparsity, method, rate), rows in sorted(runs.items(), key=order):
+        cells = [task, f"{steps:,}", f"{sparsity:.0%}", method, f"{rate:g}", str(len(rows))]
+        cells += [*accuracies(rows), against_dense(rows)]
         print(f"| {' | '.join(cells)} | {kept_of_dense(rows)} |")
 
 
@@ -270,6 +279,7 @@ def flop_cls() -> None:
             }
             # 1 and 1.0 are the same option.
             told = [f"{kind} {value.removesuffix('.0')}" for kind, value in given.items() if value]
+            told += ["noise"] if row["option.method.noise"] == "True" else []
             told += ["all factored"] if row["option.method.whole"] == "False" else []
             name = ", ".join([row["method"], *told])
             rate = float(row["option.learning_rate"])
@@ -293,7 +303,9 @@ def flop_lm() -> None:
     with (HERE / "flop-lm.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             options = json.loads(row["options"] or "{}")
-            told = ", ".join(str(value) for name, value in options.items() if name != "scope")
+            # What tells methods apart: a switch by its name, and what is the same in all rows not at all.
+            named = {name: name if value is True else value for name, value in options.items() if value is not False}
+            told = ", ".join(str(value) for name, value in named.items() if name != "scope")
             method = row["method"] + (f", {told}" if told else "")
             if row["method"] == "dense":
                 width = row["model"].rpartition("-")[2]
