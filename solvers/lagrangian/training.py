@@ -109,8 +109,8 @@ class GateTraining:
         return expected
 
     @torch.no_grad()
-    def sample(self) -> list[Tensor]:
-        """Gates of each set to compute a step with."""
+    def gates(self) -> list[Tensor]:
+        """Gates of each set to compute a step with: a new sample, or the medians."""
         draws = torch.full_like(self._log_alpha, 0.5)
         if self._options.noise:
             draws.uniform_(generator=self._generator)
@@ -120,7 +120,7 @@ class GateTraining:
     def means(self) -> list[Tensor]:
         """E[z] of each set, float32; without noise, the medians."""
         if not self._options.noise:
-            return self.sample()
+            return self.gates()
         return list(torch.split(self._size.gates.mean(self._log_alpha).to(self._log_alpha.dtype), self._counts))
 
     def probabilities(self) -> list[Tensor]:

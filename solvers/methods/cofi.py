@@ -144,7 +144,7 @@ class CoFi(SizeGates, Method):
             self._close()
         elif step >= self._begin:
             self._expected = self._constrain(step)
-            self._sample = self._training.sample()
+            self._sample = self._training.gates()
             self._dense = [tie.reader.weight.parameter.detach().clone() for tie in self._ties]
             for tie, scale in zip(self._ties, self._scales(self._sample), strict=True):
                 tie.reader.weight.parameter.mul_(self._spread(tie, scale))

@@ -92,7 +92,9 @@ class Flop(SizeGates, LowRank):
 
     def wrap_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Make the gates; the factors are where they will be trained now."""
-        self._make_gates(optimizer, self._factors[0].second.device, self._prior())
+        prior = self._prior()
+        alike = prior is None or any(factors.values is None for factors in self._factors)
+        self._make_gates(optimizer, self._factors[0].second.device, prior, alike=alike)
         return super().wrap_optimizer(optimizer)
 
     def _prior(self) -> list[Tensor] | None:
@@ -134,7 +136,7 @@ class Flop(SizeGates, LowRank):
             self._close()
         elif step >= self._begin:
             self._expected = 1 - self._whole_share - (1 - self._constrain(step)) * self._factored_share
-            for factors, gate in zip(self._factors, self._training.sample(), strict=True):
+            for factors, gate in zip(self._factors, self._training.gates(), strict=True):
                 factors.set_gate(gate)
 
     def _close(self) -> None:

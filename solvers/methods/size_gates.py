@@ -26,8 +26,8 @@ class SizeGates:
     droprate_init, score_rate (it falls with the learning rate of the weights), clamp, target_warmup, settle: see
     `GateOptions`. temperature: of the gates, > 0.
     kind: "equality" (gates open again where too many closed) or "inequality". dual_rate, rho, dual_bound: see `Ascent`.
-    noise: compute with samples of the gates, a new one a step; without it, with their medians. None: with noise where
-    all gates start alike, which nothing else could tell apart.
+    noise: compute with samples of the gates, new ones every step; without it, with their medians. None: with noise
+    where gates start alike, which nothing else could tell apart.
     warmup, cooldown: fractions of the run before the gates and after what they close is pruned.
     Raises ValueError outside.
     """
@@ -67,10 +67,12 @@ class SizeGates:
         self._size, self._expected = size, 0.0
         self._begin, self._end = self._phases.steps(total_steps)
 
-    def _make_gates(self, optimizer: Optimizer, device: torch.device, prior: Sequence[Tensor] | None = None) -> None:
-        """Make the gates, whose learning rate follows that of the optimizer's weights."""
+    def _make_gates(
+        self, optimizer: Optimizer, device: torch.device, prior: Sequence[Tensor] | None = None, *, alike: bool = True
+    ) -> None:
+        """Make the gates, whose learning rate follows that of the optimizer's weights; alike: some start alike."""
         self._optimizer, self._peak = optimizer, float(optimizer.defaults["lr"])
-        options = replace(self._options, noise=prior is None if self.noise is None else self.noise)
+        options = replace(self._options, noise=alike if self.noise is None else self.noise)
         self._training = GateTraining(self._size, [self._constraint], options, device, prior)
 
     def _learning_share(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -240,8 +241,18 @@ def test_gates_that_start_alike_are_told_apart_by_noise(options: dict[str, Any],
     method = Flop(0.5, **options)
     run = Run(method)
     run.step(method._phases.steps(TOTAL)[0])
-    first, second = (method._training.sample() for _ in range(2))
+    first, second = (method._training.gates() for _ in range(2))
     assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True)) == noisy
+
+
+def test_a_single_matrix_without_values_brings_the_noise_back() -> None:
+    """As the clusters of adaptive embeddings are, which were factors before anybody took their singular values."""
+    method = Flop(0.5)
+    run = Run(method)
+    method.take_factors([replace(run.factors[0], values=None), run.factors[1]])
+    method.attach([], TOTAL)
+    method.wrap_optimizer(run.optimizer)
+    assert not torch.equal(method._training.gates()[1], method._training.gates()[1])
 
 
 def test_informed_gates_meet_the_target_within_the_clamp() -> None:
