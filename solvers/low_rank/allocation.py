@@ -120,7 +120,7 @@ def kept_whole(
 
 
 def shares_of_squares(values: Tensor) -> Tensor:
-    """The share of each singular value in the sum of their squares, float64 (r,) on the CPU."""
+    """What each singular value (values, (r,) floating) has of the sum of all their squares, float64 (r,) on the CPU."""
     squares = values.detach().cpu().double().square()
     return squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
 

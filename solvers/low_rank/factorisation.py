@@ -85,7 +85,7 @@ def factorise_whitened(w: Tensor, gram: Tensor, rank: int | None = None, ridge: 
 def component_values(w: Tensor, gram: Tensor | None = None, ridge: float = 1e-6) -> Tensor:
     """The `values` of `factorise_svd`, or with a gram of `factorise_whitened`, at full rank: without the factors.
 
-    Arguments, dtypes and errors are theirs.
+    w, gram, ridge, the dtype of the result and the errors are theirs.
 
     >>> component_values(torch.diag(torch.tensor([4.0, 1.0, 9.0]))).tolist()
     [9.0, 4.0, 1.0]
