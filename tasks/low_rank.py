@@ -27,7 +27,7 @@ _CALIBRATION = 256
 
 @dataclass(frozen=True)
 class DenseSizes:
-    """Numbers in the dense model, and in each of its weights that became factors."""
+    """Numbers in the dense model, and in each of its weights to prune."""
 
     model: int
     weights: Mapping[str, int]
@@ -60,14 +60,13 @@ def factor(
     if plan.initial == "whitened":
         rows = drawn(data, min(_CALIBRATION, len(data)), settings.seed)
         grams = input_grams(model, weights, batches(data, rows, collate, settings.batch_size), embeddings=embeddings)
-    sizes = {weight.name: weight.parameter.numel() for weight in weights}
     factors = factorise(
         model, weights, initial=plan.initial, rank=plan.rank, grams=grams, embeddings=embeddings, whole=plan.whole
     )
     factors += clusters
-    factored = {each.name: each.dense_size for each in factors}
-    method.take_factors(factors, {name: size for name, size in sizes.items() if name not in factored})
-    return DenseSizes(before, sizes | factored)
+    method.take_factors(factors)
+    sizes = {weight.name: weight.parameter.numel() for weight in weights}
+    return DenseSizes(before, sizes | {each.name: each.dense_size for each in factors})
 
 
 def merge(model: PreTrainedModel, dense: DenseSizes, target: float) -> dict[str, Any]:

@@ -68,18 +68,21 @@ class LowRank(Method):
         """How the weights shall be factored before `attach`."""
         raise NotImplementedError
 
-    def take_factors(self, factors: Sequence[Factors], whole: Mapping[str, int] | None = None) -> None:
-        """Take the factors of the weights to prune; called before `attach`.
-
-        whole: name -> numbers of the weights that stay one matrix; they share the budget (scope "global").
-        """
-        self._factors, self._whole = list(factors), dict(whole or {})
+    def take_factors(self, factors: Sequence[Factors]) -> None:
+        """Take the factors of the weights to prune that have some; called before `attach`."""
+        self._factors = list(factors)
 
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
-        """The factors are there; nothing is dropped yet."""
+        """Take what has no factors of the weights to prune for whole: it shares the budget (scope "global").
+
+        Nothing is dropped yet. Raises ValueError without factors, and where one component of each is too much.
+        """
         if not getattr(self, "_factors", None):
             raise ValueError("low-rank methods work on factors: call `take_factors` before `attach`.")
-        self._whole_size = sum(self._whole.values())
+        factored = {factors.name for factors in self._factors}
+        whole = [weight for weight in weights if weight.name not in factored]
+        self._whole = [weight.name for weight in whole]
+        self._whole_size = sum(weight.parameter.numel() for weight in whole)
         self._dense_size = self._whole_size + sum(factors.dense_size for factors in self._factors)
         self._check_budgets()
         self._starts = [factors.rank for factors in self._factors]
@@ -135,7 +138,7 @@ class LowRank(Method):
         self._keep(kept)
         self._summary = {
             "ranks": self._ranks(),
-            "whole": list(self._whole),
+            "whole": self._whole,
             "size": self._whole_size + sum(choice.size for choice in choices),
             "dense_size": self.dense_size,
             "dropped_worth": sum(choice.objective for choice in choices),
@@ -208,7 +211,7 @@ class LowRank(Method):
         """Restore what `state_dict` saved, after `reshape`."""
         if self._kept:
             given = {key.removeprefix("summary."): state[key] for key in state if key.startswith("summary.")}
-            self._summary = {"ranks": self._ranks(), "whole": list(self._whole), **given}
+            self._summary = {"ranks": self._ranks(), "whole": self._whole, **given}
 
     def _sparsity(self) -> float:
         """The sparsity of the factors as they are now stored."""

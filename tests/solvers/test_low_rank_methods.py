@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from argprune.models.factorised import FactorisedLinear
+from argprune.solvers.groups import Weight
 from argprune.solvers.lagrangian import HardConcrete
 from argprune.solvers.low_rank import Factors, break_even_rank, factorise_svd, stored_size
 from argprune.solvers.methods import FactorPlan, Flop, LowRank, Svd
@@ -47,8 +48,8 @@ class Run:
             self.factors.append(Factors(f"layers.{index}.weight", layers[-1], found.values))
         self.network = nn.Sequential(layers[0], nn.ReLU(), layers[1])
         self.method, self.total = method, total
-        method.take_factors(self.factors, {"whole.weight": whole} if whole else None)
-        method.attach([], total)
+        method.take_factors(self.factors)
+        method.attach([Weight("whole.weight", nn.Parameter(torch.zeros(1, whole)))] if whole else [], total)
         self.optimizer = method.wrap_optimizer(AdamW(self.network.parameters(), lr=RATE))
 
     def step(self, step: int) -> float:
