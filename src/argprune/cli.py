@@ -7,21 +7,18 @@ Exit status: 0, 1 for a failed run, 2 for bad usage.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
-
-import yaml
+from typing import Any
 
 from argprune._version import __version__
+from argprune.plug_in_options import plug_ins
+from argprune.prune_command import prune
 
-DEFAULT_METHOD = "rpp"
 LISTS = ("methods", "regularizers", "reweightings", "criteria", "constraints", "tasks", "models")
 
 
@@ -77,7 +74,7 @@ def _run_error() -> type[Exception]:
 
 def _dispatch(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
-        "prune": _prune,
+        "prune": prune,
         "verify": _verify,
         "study": _study,
         "export": _export,
@@ -99,91 +96,10 @@ def _dispatch(arguments: list[str]) -> int:
     return commands[namespace.command](arguments[1:])
 
 
-def _prune(arguments: list[str]) -> int:
-    from jsonargparse import ArgumentParser, Namespace, set_loader
-
-    from argprune.solvers import registry
-    from argprune.tasks.settings import Settings
-
-    set_loader("argprune", _load_config, (yaml.YAMLError,))
-    # `--sign` is the option of the criterion that bears the name of a method, and short for it.
-    arguments = [re.sub(r"^--sign(?==|$)", "--criterion.sign", argument) for argument in arguments]
-    # A switch of the methods that can be run as their authors did.
-    arguments = ["--method.literal=true" if argument == "--literal" else argument for argument in arguments]
-    # So is this one, where no value follows.
-    following = [*arguments[1:], "--"]
-    arguments = [
-        "--fsdp=true" if argument == "--fsdp" and after.startswith("-") else argument
-        for argument, after in zip(arguments, following, strict=True)
-    ]
-    plugged = {}
-    for kind in ("regularizer", "criterion"):
-        arguments, plugged[kind] = _plug_in(arguments, kind)
-    arguments = [re.sub(r"^--method(?==|$)", "--method.name", _underscored(argument)) for argument in arguments]
-    for kind, spec in plugged.items():
-        if spec is not None:
-            # After the config files, which it overrides.
-            arguments += [f"--method.{kind}", json.dumps(spec)]
-    method = _method_name(arguments)
-    parser = ArgumentParser(
-        prog="argprune prune",
-        description="Fine-tune a model on a task while a method prunes it; everything ends in a run directory.",
-        exit_on_error=False,
-        parser_mode="argprune",
-    )
-    parser.add_argument("--config", action="config", help="YAML file of options; a run's config.yaml is one")
-    parser.add_argument("--output", type=str, help="the run directory to make (required)")
-    parser.add_argument(
-        "--sparsity",
-        type=float | None,
-        default=None,
-        help="fraction of zeros over the prunable weights, in [0, 1)",
-    )
-    parser.add_argument(
-        "--method.name",
-        type=str,
-        default=DEFAULT_METHOD,
-        metavar="NAME",
-        help="--method NAME: `argprune list methods`, or module:Class",
-    )
-    parser.add_class_arguments(
-        _typed(registry.resolve("methods", method)), "method", skip={"sparsity"}, instantiate=False
-    )
-    parser.add_class_arguments(Settings, None, as_group=False)
-    parser.add_argument(
-        "--dense",
-        type=str | None,
-        default=None,
-        help="run directory of the dense reference (default: OUTPUT/dense)",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run; return a finished one")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in OUTPUT")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no table")
-    parsed: Namespace = parser.parse_args(arguments)
-    options = parsed.as_dict()
-    controls = {key: options.pop(key) for key in ("resume", "overwrite", "quiet")}
-    options.pop("config")
-    output = options.pop("output")
-    if output is None:
-        raise ValueError("No output. Give --output RUN, the folder to make.")
-
-    from argprune.tasks.options import plan
-    from argprune.tasks.progress import print_summary
-    from argprune.tasks.prune import execute
-    from argprune.tasks.ranks import close_ranks, open_ranks
-
-    run = execute(plan(options), Path(output), **controls)
-    if not controls["quiet"] and open_ranks().is_first:
-        print_summary([run.metrics])
-        print(f"Run directory: {output}")
-    close_ranks()
-    return 0
-
-
 def _verify(arguments: list[str]) -> int:
     if arguments[:1] == ["criteria"]:
         return _verify_criteria(arguments[1:])
-    arguments, regularizers = _plug_ins(arguments, "regularizer")
+    arguments, regularizers = plug_ins(arguments, "regularizer")
     parser = argparse.ArgumentParser(
         prog="argprune verify",
         description="Check operators against independent solvers, or criteria: argprune verify criteria --help.",
@@ -213,7 +129,7 @@ def _verify(arguments: list[str]) -> int:
 
 
 def _verify_criteria(arguments: list[str]) -> int:
-    arguments, criteria = _plug_ins(arguments, "criterion")
+    arguments, criteria = plug_ins(arguments, "criterion")
     parser = argparse.ArgumentParser(
         prog="argprune verify criteria",
         description="Judge criteria on small blocks of a model's weights: the masks they choose against the exact "
@@ -275,39 +191,6 @@ def _verify_criteria(arguments: list[str]) -> int:
     from argprune.tasks.criteria_command import Check, criteria_command
 
     return criteria_command(Check(**options, criteria=criteria), **files, quiet=quiet)
-
-
-def _plug_in(arguments: Sequence[str], kind: str) -> tuple[list[str], dict[str, Any] | None]:
-    """`--KIND NAME --KIND.OPTION VALUE` as one mapping, and the arguments without them."""
-    rest, found = _plug_ins(arguments, kind)
-    if len(found) > 1:
-        raise ValueError(f"--{kind} was given {len(found)} times; give one.")
-    return rest, found[0] if found else None
-
-
-def _plug_ins(arguments: Sequence[str], kind: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Every `--KIND NAME` with the `--KIND.OPTION VALUE`s that follow it, and the other arguments."""
-    rest: list[str] = []
-    found: list[dict[str, Any]] = []
-    pending = iter(arguments)
-    for argument in pending:
-        key, equals, value = argument.partition("=")
-        if key != f"--{kind}" and not key.startswith(f"--{kind}."):
-            rest.append(argument)
-            continue
-        value = value if equals else next(pending, "")
-        if not value:
-            raise ValueError(f"{key} without a value.")
-        if key == f"--{kind}":
-            found.append({"name": value})
-        elif not found:
-            raise ValueError(f"{key} before --{kind} NAME, which says whose option it is.")
-        else:
-            # A float where YAML 1.1 sees text: 1e-4.
-            number = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
-            option = key.partition(".")[2].replace("-", "_")
-            found[-1][option] = float(value) if number else yaml.safe_load(value)
-    return rest, found
 
 
 def _study(arguments: list[str]) -> int:
@@ -457,47 +340,6 @@ def _listing(kind: Any, data_dir: str | None) -> list[tuple[str, str]]:
         for name, entry in registry.registered(kind).items()
     ]
     return rows + [(name, f"plug-in {point.value}") for name, point in registry.installed(kind).items()]
-
-
-def _underscored(argument: str) -> str:
-    """--data-dir=x is --data_dir=x."""
-    key, equals, value = argument.partition("=")
-    return key[:2] + key[2:].replace("-", "_") + equals + value if key.startswith("--") else argument
-
-
-def _typed(cls: type) -> type:
-    """The class, with the types of its options where jsonargparse finds them.
-
-    It looks for those of a dataclass's bases in the module of the dataclass; what it does not find, it does not check.
-    """
-    if is_dataclass(cls):
-        hints, constructor = get_type_hints(cls), cls.__init__
-        constructor.__annotations__.update({name: hints[name] for name in constructor.__annotations__ if name in hints})
-    return cls
-
-
-def _method_name(arguments: Sequence[str]) -> str:
-    """The method that the command line or, failing that, its last config file names: it decides which options exist."""
-    from_config = DEFAULT_METHOD
-    for position, argument in enumerate(arguments):
-        key, has_value, value = argument.partition("=")
-        if not has_value:
-            value = arguments[position + 1] if position + 1 < len(arguments) else ""
-        if key == "--method.name" and value:
-            return value
-        if key == "--config" and Path(value).is_file():
-            loaded = _load_config(Path(value).read_text(encoding="utf-8"))
-            if isinstance(loaded, Mapping) and isinstance(loaded.get("method"), Mapping):
-                from_config = loaded["method"].get("name", from_config)
-    return from_config
-
-
-def _load_config(text: str) -> Any:
-    """YAML, in which `method: NAME` is short for `method: {name: NAME}`."""
-    loaded = yaml.safe_load(text)
-    if isinstance(loaded, dict) and isinstance(loaded.get("method"), str):
-        loaded["method"] = {"name": loaded["method"]}
-    return loaded
 
 
 # How a user would write what jsonargparse names by its class.
