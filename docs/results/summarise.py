@@ -137,6 +137,7 @@ def sparsebert() -> None:
         if row["method"] != "dense":
             taught = row["method"] != "sparsebert" and row["option.distill.cache"]
             name = scored(row) + (" + distillation" if taught else "")
+            name += ", augmented" if row.get("option.augment") else ""
             size, rate = float(row["sparsity_target"]), float(row["option.learning_rate"])
             runs[row["task"], int(row["steps"]), size, name, rate].append(row)
 
