@@ -1,18 +1,21 @@
 """The official metrics of the tasks, computed by the libraries that the field uses; every one but NIST is a share.
 
 accuracy, F1, Matthews correlation by scikit-learn, Pearson and Spearman by scipy, entity F1 by seqeval, BLEU and chrF
-by sacrebleu, ROUGE-L by rouge-score, NIST by nltk (extra `metrics`). Exact match and token F1 of SQuAD follow its
-official scripts, of which there is no library. What the libraries give in percent is divided by 100: BLEU 0.652 is
-what papers call 65.2.
+by sacrebleu, ROUGE-L by rouge-score (extra `metrics`). Exact match and token F1 of SQuAD follow its official scripts,
+and NIST follows mteval-v13a.pl: of the ones there is no library, and nltk's NIST takes the best reference of a text
+alone, where the script takes all. What the libraries give in percent is divided by 100: BLEU 0.652 is what papers call
+65.2.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,9 +26,10 @@ _MODULES: Mapping[str, str] = {
     "matthews_correlation": "sklearn",
     "entity_f1": "seqeval",
     "bleu": "sacrebleu",
-    "nist": "nltk",
+    "nist": "sacrebleu",
     "rouge_l": "rouge_score",
 }
+_NIST_ORDER = 5
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
 
@@ -118,15 +122,44 @@ def text_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]) -
 
 
 def _nist(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    from nltk.translate.nist_score import corpus_nist
+    """Doddington (2002), eq. 3 and 4, as mteval-v13a.pl computes it.
+
+        sum over n <= 5 of  information of the n-grams written that a reference has / number of n-grams written,
+        information of w_1 ... w_n = log2( count of w_1 ... w_{n-1} / count of w_1 ... w_n ) in all references,
+
+    a matching n-gram counting as often as the reference with most of it has it; times a penalty for texts that are
+    together shorter than their references are on average: 1/2 where they have two thirds of the words.
+    """
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     tokenizer = Tokenizer13a()
     written = [tokenizer(text.lower()).split() for text in predicted]
     texts = [[tokenizer(text.lower()).split() for text in right] for right in references]
-    # nltk divides by how many n-grams were written, which may be none.
-    longest = max(map(len, written))
-    return float(corpus_nist(texts, written, n=min(5, longest))) if longest else 0.0
+    counts = Counter[tuple[str, ...]]()
+    for text in chain.from_iterable(texts):
+        for n in range(_NIST_ORDER + 1):
+            counts.update(_ngrams(text, n))
+    score = 0.0
+    for n in range(1, _NIST_ORDER + 1):
+        found, total = 0.0, 0
+        for words, right in zip(written, texts, strict=True):
+            own, most = _ngrams(words, n), Counter[tuple[str, ...]]()
+            for text in right:
+                most |= _ngrams(text, n)
+            found += sum(times * math.log2(counts[gram[:-1]] / counts[gram]) for gram, times in (own & most).items())
+            total += own.total()
+        score += found / total if total else 0.0
+    length = sum(map(len, written)) / sum(sum(map(len, right)) / len(right) for right in texts)
+    if not length:
+        return 0.0
+    return score * math.exp(math.log(0.5) * (math.log(min(1.0, length)) / math.log(2 / 3)) ** 2)
+
+
+def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    """How often each run of n words stands there; the empty one, as often as there are words."""
+    if n == 0:
+        return Counter({(): len(words)})
+    return Counter(tuple(words[at : at + n]) for at in range(len(words) - n + 1))
 
 
 def answer_scores(predicted: str, answers: Sequence[str], *, with_null: bool) -> tuple[float, float]:

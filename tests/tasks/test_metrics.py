@@ -131,6 +131,29 @@ def test_nist_is_that_of_doddington() -> None:
     assert text_scores(["", ""], right)["nist"] == text_scores(["z", "z"], right)["nist"] == 0
 
 
+def test_nist_takes_all_references_of_a_text_together() -> None:
+    # Six reference tokens, a twice, the others once: log2 3 and twice log2 6 bits. "a b" is of the second one, 1 bit.
+    right = [["a x c", "a b y"]]
+    bits = math.log2(3) + 2 * math.log2(6)
+    assert text_scores(["a b c"], right)["nist"] == pytest.approx(bits / 3 + 1 / 2)
+    # As long as the references are on average: (2 + 4) / 2 = 3 words. Of six tokens a is two; "a a" is not there.
+    assert text_scores(["a z z"], [["a b", "c d e a"]])["nist"] == pytest.approx(math.log2(3) / 3)
+    # A word counts as often as the one reference that has it most often, not as all together.
+    assert text_scores(["a a a"], [["a a b", "a c d"]])["nist"] == pytest.approx(2 * 1 / 3 + math.log2(3) / 2)
+
+
+@given(st.lists(st.tuples(*[st.text("abcd ", min_size=1).filter(str.strip)] * 2), min_size=1, max_size=5))
+def test_nist_of_single_references_is_nltks(pairs: list[tuple[str, str]]) -> None:
+    from nltk.translate.nist_score import corpus_nist
+
+    written, right = [one for one, _ in pairs], [[other] for _, other in pairs]
+    # nltk divides by the number of n-grams written, which may be none.
+    longest = max(len(text.split()) for text in written)
+    texts, words = [[text.split() for text in texts] for texts in right], [text.split() for text in written]
+    expected = corpus_nist(texts, words, min(5, longest))
+    assert text_scores(written, right)["nist"] == pytest.approx(expected)
+
+
 def test_a_library_that_is_missing_is_named_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"'entity_f1' needs seqeval.*pip install 'argprune\[metrics\]'"):
