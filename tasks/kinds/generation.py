@@ -68,13 +68,13 @@ class DataToText:
     def encode(self, rows: Sequence[Described], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
         """Sources and first texts as tokens.
 
-        Encoder-decoder: each of them cut to `max_length`. Causal: the source gives way where both are too long, the
-        text where it alone is. "about": the row.
+        Encoder-decoder: each of them cut to `max_length`. Causal: the source to what leaves room for `new_tokens`, or
+        to half where that is less, whatever the text, which is cut to what the source leaves. "about": the row.
         Raises ValueError for a tokenizer without an end token.
         """
         if tokenizer.eos_token_id is None:
             raise ValueError(f"task {self.name}: the tokenizer has no end-of-text token (eos_token); give one with it.")
-        options = [type(self).__name__, self.kind, max_length]
+        options = [type(self).__name__, self.kind, max_length, self._room(max_length)]
         one = self._pair if self.kind == "seq2seq-lm" else self._sequence
         return cached(
             options,
@@ -143,12 +143,16 @@ class DataToText:
         source, target = (
             tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (row.source, row.texts[0])
         )
-        # Both end tokens, and a token at least of the source.
-        target = target[: max_length - 3]
-        source = source[: max_length - len(target) - 2]
+        # Not by the text's length: what a model is given must not depend on what is right.
+        source = source[: max_length - 2 - self._room(max_length)]
+        target = target[: max_length - 2 - len(source)]
         ids = [*source, end, *target, end]
         learned = [_IGNORED] * (len(source) + 1) + [*target, end]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": learned}
+
+    def _room(self, max_length: int) -> int:
+        """Tokens of a causal sequence that its source leaves to the text, besides both end tokens."""
+        return min(self.new_tokens, (max_length - 2) // 2)
 
 
 def _prompts(ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,6 +59,21 @@ def test_examples(folders: dict[str, str], rows: list[Described], length: int) -
                 assert len(given) > 1
 
 
+@given(texts, texts, texts, st.integers(8, 40), st.integers(1, 60))
+def test_what_a_causal_model_is_given_does_not_depend_on_the_text(
+    folders: dict[str, str], source: str, one: str, other: str, length: int, room: int
+) -> None:
+    tokenizer = load_tokenizer(folders["causal-lm"])
+    rows = [Described(source, (text,)) for text in (one, other)]
+    given = []
+    for item in task("causal-lm", rows, new_tokens=room).encode(rows, tokenizer, length):
+        assert len(item["input_ids"]) <= length
+        given.append(item["input_ids"][: item["labels"].count(-100)])
+    whole = tokenizer(source)["input_ids"]
+    assert given[0] == given[1] == [*whole[: len(given[0]) - 1], tokenizer.eos_token_id]
+    assert len(given[0]) - 1 == min(len(whole), length - 2 - min(room, (length - 2) // 2))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_model_writes_does_not_depend_on_its_batch(folders: dict[str, str], kind: Architecture) -> None:
     """Nor on padding: each row alone, by transformers' own greedy search, writes the same."""
