@@ -102,7 +102,7 @@ def _sentences(lines: _Lines) -> Iterator[Mapping[str, Any]]:
     tokens: list[str] = []
     tags: list[str] = []
     for line in lines:
-        cells = line.split()
+        cells = _cells(line)
         # CoNLL-2003 begins its documents with a line of this.
         if cells and cells[0] != "-DOCSTART-":
             if len(cells) < 2:
@@ -114,6 +114,13 @@ def _sentences(lines: _Lines) -> Iterator[Mapping[str, Any]]:
             tokens, tags = [], []
     if tokens:
         yield {"tokens": tokens, "tags": tags}
+
+
+def _cells(line: str) -> list[str]:
+    """What tabs separate, or spaces where there is no tab; Unicode's other blanks are of a token."""
+    content = line.strip(" \t\r\n") if line.strip() else ""
+    cells = (cell.strip(" ") for cell in content.split("\t" if "\t" in content else " "))
+    return [cell for cell in cells if cell]
 
 
 def _located(path: Path, lines: _Lines, error: Exception) -> ValueError:

@@ -9,6 +9,7 @@ hold the answer has [CLS] for its target.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,10 +98,12 @@ class SpanExtraction:
         )
 
     def collator(self, tokenizer: Any) -> Any:
-        """Padding to the longest window of the batch."""
+        """Padding to the longest window of the batch, behind: places are counted from a window's first token."""
         from transformers import DataCollatorWithPadding
 
-        return DataCollatorWithPadding(tokenizer)
+        behind = copy.deepcopy(tokenizer)
+        behind.padding_side = "right"
+        return DataCollatorWithPadding(behind)
 
     def reduce(self, logits: Any, labels: Any) -> Any:
         """Start and end logits."""

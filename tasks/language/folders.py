@@ -25,8 +25,10 @@ _STEMS = {"train": ("train",), "validation": ("valid", "validation"), "test": ("
 _ENDINGS = (".txt", ".txt.gz")
 # Texts that are passed on under a bare name.
 _BARE = ("enwik8", "text8")
-# Files about the data; and what the data of other tasks is.
-_ABOUT = re.compile(r"readme|licen[cs]e|notice|copying", re.IGNORECASE)
+# Stems of files about the data, such as SOURCE-README, not driver-license; and what the data of other tasks is.
+_ABOUT = re.compile(
+    r"(?i:readme|licen[cs]e|notice|copying)|(?:.*[-_.])?(?:README|LICEN[CS]E|NOTICE|COPYING)(?:[-_.].*)?"
+)
 _ROWS = "*.jsonl.gz"
 # Of 100: where training ends, and where validation does.
 _SHARES = (90, 95)
@@ -80,7 +82,9 @@ def _other_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.is_file() and (path.name.endswith(_ENDINGS) or path.name in _BARE) and not _ABOUT.search(path.name)
+        if path.is_file()
+        and (path.name.endswith(_ENDINGS) or path.name in _BARE)
+        and not _ABOUT.fullmatch(path.name.removesuffix(".gz").removesuffix(".txt"))
     )
 
 

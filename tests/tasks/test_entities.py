@@ -99,6 +99,11 @@ def test_conll_files(tmp_path: Path) -> None:
     assert found.splits["test"] == [Sentence(("Peter",), ("I-PER",)), Sentence(("EU",), ("O",))]
     assert found.labels == ["O", "B-ORG", "I-ORG", "B-PER", "I-PER"]
     assert tag_names([Sentence(("a",), ("O",))]) == ["O"]
+    (tmp_path / "eng.testb").write_text("10\u00a0000 x B-ORG\r\n\u3000\nMr. Li \tO\n")
+    assert load_task(str(tmp_path)).splits["test"] == [
+        Sentence(("10\u00a0000",), ("B-ORG",)),
+        Sentence(("Mr. Li",), ("O",)),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,6 +91,21 @@ def test_long_questions_leave_room(tokenizer: Any) -> None:
     assert questions.measure(at_targets(encoded(questions, tokenizer)))["exact_match"] == 1.0
     with pytest.raises(ValueError, match="max_length 8 leaves a context no room"):
         questions.encode([row], tokenizer, 8)
+
+
+def test_places_hold_with_a_tokenizer_that_pads_in_front(tokenizer: Any) -> None:
+    front = copy.deepcopy(tokenizer)
+    front.padding_side = "left"
+    questions = task([question(["w3", "w4", "w5"], 1, 1), question([f"w{i}" for i in range(12)], 4, 2)])
+    data = encoded(questions, front)
+    batch = questions.collator(front)([data[index] for index in range(len(data))])
+    # The shorter one comes first.
+    for ids, start, end, answer in zip(
+        batch["input_ids"], batch["start_positions"], batch["end_positions"], ("w4", "w4 w5"), strict=True
+    ):
+        assert tokenizer.decode(ids[start : end + 1]) == answer
+    assert batch["attention_mask"][0].tolist() == sorted(batch["attention_mask"][0].tolist(), reverse=True)
+    assert front.padding_side == "left"
 
 
 def test_a_tokenizer_that_says_no_places_is_refused() -> None:

@@ -128,10 +128,19 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
     write(tmp_path / "about" / "LICENSE", "You may.")
     write(tmp_path / "text" / "all.txt", "a" * 100)
     write(tmp_path / "text" / "LICENSE.txt", "You may.")
+    write(tmp_path / "text" / "licence.txt.gz", "You may.")
     assert {info.name for info in list_tasks(tmp_path)} == {"stdlib-docs", "stdlib-lm", "text"}
     assert "".join(chain.from_iterable(load("text", tmp_path).splits.values())) == "a" * 100
     with pytest.raises(ValueError, match=r"about: no text\. Give train\.txt, valid\.txt and test\.txt"):
         load_task(str(tmp_path / "about"))
+
+
+def test_articles_about_licences_are_data(tmp_path: Path) -> None:
+    names = ["driver-license-renewal", "noticeboard", "copying-machines", "readmes"]
+    for name in names:
+        write(tmp_path / "articles" / f"{name}.txt", f"Of {name}.")
+    splits = load("articles", tmp_path).splits
+    assert sorted(chain.from_iterable(splits.values())) == sorted(f"Of {name}." for name in names)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
