@@ -64,12 +64,12 @@ def _load(name: str, data_dir: str | Path | None, options: TaskOptions) -> Task:
         return _with_objective(EMBEDDED[name][1](), options)
     if name.startswith((".", "~")) or "/" in name or Path(name).is_absolute():
         return _read_path(name, options)
-    known = [task.name for task in list_tasks(data_dir)]
-    if name in known:
-        assert data_dir is not None
+    if data_dir is not None and (Path(data_dir) / name).is_dir():
+        # Listed or not: the reader says what is wrong with it, and the hub's rows would be others than the user's.
         return _read(Path(data_dir) / name, options)
     if name in HUB:
         return read_task(Hub.load(name), options)
+    known = [task.name for task in list_tasks(data_dir)]
     close = difflib.get_close_matches(name, [*known, *HUB], n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     where = f" in {data_dir}" if data_dir is not None else "; for a folder of data give --data_dir or set ARGPRUNE_DATA"

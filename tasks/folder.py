@@ -26,13 +26,8 @@ LABELLED = "classification"
 
 def folder_tasks(data_dir: Path) -> dict[str, str]:
     """The tasks of rows in a data folder, by name, and what kind they are."""
-    found = {}
-    for folder in sorted(data_dir.iterdir()) if data_dir.is_dir() else []:
-        if holds_rows(folder) and part_of(files := Files.of(folder), TRAIN) and part_of(files, DEV):
-            kind = _listed_kind(files)
-            if kind is not None:
-                found[folder.name] = kind
-    return found
+    kinds = {folder.name: _listed_kind(folder) for folder in sorted(data_dir.iterdir())} if data_dir.is_dir() else {}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
 
 
 def read_folder(path: Path, options: TaskOptions = DEFAULTS) -> Task:
@@ -55,13 +50,20 @@ def _kind(row: Mapping[str, Any]) -> str:
     return LABELLED
 
 
-def _listed_kind(files: Files) -> str | None:
-    """What a list says of a folder; None where its rows are no task's."""
+def _listed_kind(folder: Path) -> str | None:
+    """What a list says of a folder; None of one that is no task of rows."""
     try:
+        if not holds_rows(folder):
+            return None
+        files = Files.of(folder)
+        if not (part_of(files, TRAIN) and part_of(files, DEV)):
+            return None
         row = files.first(training_part(files))
     except ValueError:
         # Reading the task says what is wrong, with the line; a list only asks whether it may be one.
         return LABELLED
+    except OSError:
+        return None
     if row is None:
         return None
     kind = _kind(row)

@@ -45,7 +45,11 @@ def language_tasks(data_dir: Path) -> list[str]:
 
 def is_text_folder(folder: Path) -> bool:
     """Whether a folder is laid out as text to model; what is in the files is not looked at."""
-    return folder.is_dir() and bool(_split_files(folder) or _other_files(folder))
+    try:
+        return folder.is_dir() and bool(_split_files(folder) or _other_files(folder))
+    except OSError:
+        # Such as another user's lost+found: what cannot be read is no data.
+        return False
 
 
 def read_language(folder: Path) -> Language:

@@ -104,7 +104,7 @@ def test_folder_task_without_test_part_holds_out_training_rows(tmp_path: Path, w
         ('{"label": 1}', "line 3: column 'text' is missing; found label"),
         ('["a", 1]', "line 3: a row is a JSON object"),
         ('{"text": "a", "label": "x"}', "line 3: label 'x' is not an integer"),
-        ('{"text": 5, "label": 1}', "line 3: text and text_pair must be strings"),
+        ('{"text": 5, "label": 1}', "line 3: text holds 5, which is no string"),
     ],
 )
 def test_corrupt_rows_name_file_and_line(tmp_path: Path, write_rows: WriteRows, line: str, message: str) -> None:

@@ -133,5 +133,5 @@ def test_what_is_refused(hub: Any) -> None:
 def test_bad_rows_say_where_they_are(hub: Any) -> None:
     rows = glue(sentence="one")
     hub("nyu-mll/glue", "sst2", {"train": [*rows, {"sentence": None, "label": 1, "idx": 9}], "validation": rows})
-    with pytest.raises(ValueError, match=r"nyu-mll/glue sst2, train, row 41: text and text_pair must be strings"):
+    with pytest.raises(ValueError, match=r"nyu-mll/glue sst2, train, row 41: text holds None, which is no string"):
         load_task("sst2")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from argprune import prune
 from argprune.cli import main
-from argprune.tasks.data import EMBEDDED, load_task
+from argprune.tasks.data import EMBEDDED, list_tasks, load_task
 from argprune.tasks.task_options import TaskOptions
 from argprune.tasks.texts import SPLITS, Classification, Graded, Regression, Row
 
@@ -67,6 +67,88 @@ def test_numbers_may_be_classes_or_values(tmp_path: Path) -> None:
     assert task.splits["test"][0] == Graded("a", 10.0, "x")
     with pytest.raises(ValueError, match="objective 'masked-lm' of texts with labels; choose classification"):
         load(folder, TaskOptions(objective="masked-lm"))
+
+
+@pytest.mark.parametrize(
+    ("ending", "labels", "regression"),
+    [
+        ("csv", ["1", "2.5", "4"], True),
+        ("csv", ["0.0", "1.0", "1.0"], False),
+        ("csv", ["1", "2.5", "many"], False),
+        ("csv", ["1", "2.5", "nan"], False),
+        ("jsonl", [5, 3.8, 2], True),
+        ("jsonl", [1.0, 2.0, 1.0], True),
+        ("jsonl", [0, 1, 2], False),
+    ],
+)
+def test_labels_with_a_fraction_are_numbers(tmp_path: Path, ending: str, labels: list[Any], regression: bool) -> None:
+    """Wherever they stand; in a table "1.0" may be a class."""
+    rows = [
+        f"t{i},{label}" if ending == "csv" else json.dumps({"text": f"t{i}", "label": label})
+        for i, label in enumerate(labels)
+    ]
+    head = "text,label\n" if ending == "csv" else ""
+    task = load(parts(tmp_path, ending, head + "\n".join(rows)), TaskOptions())
+    if regression:
+        assert isinstance(task, Regression)
+        assert [row.label for row in task.splits["train"]] == [float(label) for label in labels]
+    else:
+        assert task.labels == sorted({str(label) for label in labels})
+
+
+def test_glues_tasks_have_glues_labels(tmp_path: Path) -> None:
+    """Also where a file has some of them only, or whole numbers where values are meant."""
+    task = load(parts(tmp_path / "mrpc", "csv", "text,text_pair,label\na,b,1\n"), TaskOptions())
+    assert (task.metric, task.splits["test"], len(task.labels)) == ("combined_score", [Row("a", 1, "b")], 2)
+    named = load(parts(tmp_path / "rte", "csv", "text,text_pair,label\na,b,not_entailment\n"), TaskOptions())
+    assert named.splits["test"] == [Row("a", 1, "b")]
+    for ending, text in (
+        ("csv", "text,text_pair,label\na,b,3\n"),
+        ("jsonl", '{"text": "a", "text_pair": "b", "label": 3}'),
+    ):
+        graded = load(parts(tmp_path / ending / "stsb", ending, text), TaskOptions())
+        assert isinstance(graded, Regression)
+        assert graded.splits["test"] == [Graded("a", 3.0, "b")]
+
+
+def test_all_rows_have_a_second_text_or_none(tmp_path: Path) -> None:
+    pair, single = '{"text": "a", "text_pair": "b", "label": 0}\n', '{"text": "a", "label": 0}\n'
+    null = '{"text": "a", "text_pair": null, "label": 0}\n'
+    for folder, text, message in (
+        ("missing", pair + single, r"train\.jsonl, line 2: column 'text_pair' is missing"),
+        ("null", pair + null, r"train\.jsonl, line 2: text_pair holds None, which is no string"),
+        ("there", null + pair, r"line 2: text_pair is there, but the first row of train has none; give all rows one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(parts(tmp_path / folder, "jsonl", text), TaskOptions())
+    folder = parts(tmp_path / "dev", "jsonl", pair)
+    write(folder / "dev.jsonl", single)
+    with pytest.raises(ValueError, match=r"dev\.jsonl, line 1: column 'text_pair' is missing"):
+        load(folder, TaskOptions())
+
+
+def test_a_folder_in_the_data_folder_is_read_before_the_hub_is_asked(tmp_path: Path) -> None:
+    parts(tmp_path / "reviews", "csv", "review,stars\na,1\nb,2\n")
+    assert load_task("reviews", tmp_path, COLUMNS).splits["test"] == [Row("a", 0), Row("b", 1)]
+    parts(tmp_path / "sst2", "tsv", "sentence\tlabel\na\t1\n")
+    with pytest.raises(ValueError, match=r"sst2/train\.tsv, line 2: column 'text' is missing; found label, sentence"):
+        load_task("sst2", tmp_path)
+    write(tmp_path / "cola" / "train.jsonl", '{"text": "a", "label": 1}')
+    with pytest.raises(ValueError, match=r"cola: needs a train part and a dev part.*; has train"):
+        load_task("cola", tmp_path)
+    write(parts(tmp_path / "empty", "csv", "text,label\na,1\n") / "train.csv", "")
+    with pytest.raises(ValueError, match=r"empty: part 'train' is empty"):
+        load_task("empty", tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_takes_no_other_with_it(tmp_path: Path) -> None:
+    parts(tmp_path / "good", "csv", "text,label\na,1\n")
+    twice = parts(tmp_path / "twice", "jsonl", '{"text": "a", "label": 1}')
+    write(twice / "train.jsonl.gz", '{"text": "a", "label": 1}')
+    assert {"good", "twice"} < {info.name for info in list_tasks(tmp_path)}
+    assert load_task("good", tmp_path).name == "good"
+    with pytest.raises(ValueError, match="are both part 'train'; keep one of them"):
+        load_task("twice", tmp_path)
 
 
 def test_one_file_is_cut_by_a_hash_of_its_texts(tmp_path: Path) -> None:
@@ -120,6 +202,14 @@ def test_labels_that_train_lacks(tmp_path: Path) -> None:
     write(tmp_path / "dev.csv", "review,stars\na,good\nb,fair\n")
     with pytest.raises(ValueError, match=r"dev\.csv, line 3: label 'fair' is not among those of train: bad, good"):
         load(tmp_path)
+
+
+def test_messages_stay_short(tmp_path: Path) -> None:
+    parts(tmp_path, "csv", "text,label\n" + "".join(f"t{i},label {i:03} {'x' * 99}\n" for i in range(50)))
+    write(tmp_path / "dev.csv", f"text,label\na,{'y' * 9999}\n")
+    with pytest.raises(ValueError, match=r"line 2: label .yyy.*among those of train: label 000 .*, \.\.\.$") as caught:
+        load(tmp_path, TaskOptions())
+    assert len(str(caught.value)) < 1000
 
 
 def test_what_is_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
