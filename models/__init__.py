@@ -11,6 +11,7 @@ from argprune.models.export import (
     shrink,
 )
 from argprune.models.factorised import compact, factorise, find_factors, input_grams
+from argprune.models.inputs import add_padding, longest_text
 from argprune.models.loading import KINDS, MODELS, load_model, load_tokenizer, resolve_model
 from argprune.models.prunable import find_weights
 from argprune.models.recurrent import RecurrentConfig, RecurrentForCausalLM
@@ -26,6 +27,7 @@ __all__ = [
     "RecurrentForCausalLM",
     "Sparsity",
     "SparsityDict",
+    "add_padding",
     "compact",
     "factorise",
     "find_clusters",
@@ -40,6 +42,7 @@ __all__ = [
     "load_shrunk",
     "load_sparse",
     "load_tokenizer",
+    "longest_text",
     "measure_sparsity",
     "resolve_model",
     "save_compressed",

@@ -28,7 +28,7 @@ def cached(options: Sequence[Any], rows: Sequence[Any], tokenizer: Any, encode: 
     """What `encode` gives, from the cache where it is there already, and into it where not.
 
     options: whatever the examples depend on besides rows and tokenizer, as plain data or frozen dataclasses.
-    Raises ValueError for a file in the cache that cannot be read.
+    Raises ValueError for a file in the cache that cannot be read, and a folder that cannot be written to.
     """
     folder = os.environ.get(FOLDER)
     if not folder:
@@ -62,10 +62,13 @@ def _write(path: Path, examples: Examples) -> None:
     import pyarrow
     from pyarrow import feather
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    feather.write_feather(pyarrow.Table.from_pylist(examples), str(temporary))
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        feather.write_feather(pyarrow.Table.from_pylist(examples), str(temporary))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"{FOLDER} is {path.parent}, in which nothing can be written: {error}") from error
 
 
 def _read(path: Path) -> Examples:

@@ -21,7 +21,15 @@ from transformers import EvalPrediction, PreTrainedModel, set_seed
 from transformers.trainer_utils import PredictionOutput
 
 from argprune._version import __version__
-from argprune.models import find_ties, find_weights, load_model, load_tokenizer, measure_sparsity
+from argprune.models import (
+    add_padding,
+    find_ties,
+    find_weights,
+    load_model,
+    load_tokenizer,
+    longest_text,
+    measure_sparsity,
+)
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import Dense, LowRank, Method, OneShot
 from argprune.tasks.augmentation import augment
@@ -43,12 +51,14 @@ from argprune.tasks.options import Plan
 from argprune.tasks.progress import Progress, make_progress
 from argprune.tasks.ranks import Ranks
 from argprune.tasks.runs import CERTIFICATE, MASKS, METRICS, MODEL, SCORES, RunDirectory, write_json
-from argprune.tasks.settings import Augment
+from argprune.tasks.settings import Augment, Settings
 from argprune.tasks.sharded_trainer import ShardedTrainer
 from argprune.tasks.sharding import Sharding, check_shardable, check_task
 from argprune.tasks.task_options import TaskOptions
 from argprune.tasks.texts import Judges, Task, hold_out
 
+# Kinds whose tasks see to padding themselves, or need none.
+_UNPADDED = frozenset({"causal-lm", "seq2seq-lm", "masked-lm"})
 # What Trainer measures of itself.
 _OF_TRAINER = frozenset({"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"})
 
@@ -85,6 +95,8 @@ class Job:
         if task.kind == "causal-lm" and settings.max_length > limit:
             # Every text is as long as that; of other kinds few are.
             raise ValueError(f"max_length {settings.max_length}, but {settings.model} reads at most {limit} tokens.")
+        if task.kind not in _UNPADDED:
+            add_padding(model, tokenizer)
         weights = find_weights(model, settings.include, settings.exclude, biases=settings.biases)
         if method.wants_ties:
             method.tie(find_ties(model, method.wants_ties, weights))
@@ -93,6 +105,7 @@ class Job:
             return Encoded(rows, tokenizer, settings.max_length, by_length=by_length, encode=task.encode)
 
         data = {split: encoded(rows, by_length=split != "train") for split, rows in task.splits.items()}
+        _check_lengths(model, data, settings)
         # A slice held out costs a method rows, not steps, and copies of texts take none.
         steps = total_steps(settings, len(data["train"]))
         if method.holds_out:
@@ -283,6 +296,16 @@ class Job:
         # Training writes into it.
         model.config = self.model.config
         return model, find_weights(model, settings.include, settings.exclude, biases=settings.biases)
+
+
+def _check_lengths(model: PreTrainedModel, data: Mapping[str, Encoded], settings: Settings) -> None:
+    limit = longest_text(model)
+    longest = max(length for split in data.values() for length in split.lengths)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"max_length {settings.max_length} lets a text have {longest} tokens, but {settings.model} reads at most "
+            f"{limit}; give at most that."
+        )
 
 
 def _score(output: PredictionOutput) -> dict[str, float]:

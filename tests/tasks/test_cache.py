@@ -89,3 +89,12 @@ def test_a_file_that_is_no_arrow_file(tokenizer: Any, tmp_path: Path, monkeypatc
     kept.write_bytes(kept.read_bytes()[:40])
     with pytest.raises(ValueError, match=rf"{kept.name}: cannot be read .*; remove it"):
         task.encode(rows, tokenizer, 16)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ARGPRUNE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"ARGPRUNE_CACHE is .*file, in which nothing can be written"):
+        TASKS["classes"][0].encode(TASKS["classes"][1], tokenizer, 8)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from argprune import prune
 from argprune.models import find_weights, load_tokenizer
@@ -175,3 +176,40 @@ def test_masked_language(masked_model: str, folder: Path, tmp_path: Path) -> Non
     assert set(metrics["pruned"]["test"]) == {"perplexity", "accuracy", "loss"}
     # A network that knows nothing of 65 words.
     assert metrics["dense"]["test"]["perplexity"] < 200
+
+
+def test_a_decoder_without_a_padding_token_learns_classes(tiny_model: str, folder: Path, tmp_path: Path) -> None:
+    """Its end token pads, in training and in what is saved."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model, pad_token=None, eos_token="[SEP]")
+    assert tokenizer.pad_token is None
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=32, eos_token_id=3, bos_token_id=2)
+    GPT2Model(config).save_pretrained(tmp_path / "gpt2")
+    options = SMALL | {"data_dir": str(folder), "output": tmp_path / "run", "method": "magnitude", "sparsity": 0.5}
+    run = prune(str(tmp_path / "gpt2"), "mrpc", **options)
+    assert run.metrics["pruned"]["test"]["accuracy"] >= 0
+    assert load_tokenizer(str(tmp_path / "run" / "model")).pad_token == "[SEP]"
+
+
+def test_texts_longer_than_the_model_reads_are_refused_before_training(
+    tiny_model: str, folder: Path, tmp_path: Path
+) -> None:
+    """The longest text counts, not the longest that would be allowed."""
+    shutil.copytree(tiny_model, tmp_path / "short")
+    BertModel(
+        BertConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=9,
+        )
+    ).save_pretrained(tmp_path / "short")
+    options = SMALL | {"data_dir": str(folder), "output": tmp_path / "run", "method": "magnitude", "sparsity": 0.5}
+    with pytest.raises(
+        ValueError, match=r"max_length 24 lets a text have 10 tokens, but .*short reads at most 9; give"
+    ):
+        prune(str(tmp_path / "short"), "mrpc", **options)
+    assert not (tmp_path / "run").exists()
+    prune(str(tmp_path / "short"), "mrpc", **(options | {"max_length": 9}))
