@@ -34,7 +34,7 @@ from argprune.tasks.ranks import Ranks
 from argprune.tasks.runs import RunDirectory, RunError
 from argprune.tasks.settings import Settings
 from argprune.tasks.snapshots import Snapshots
-from argprune.tasks.texts import Task, Writes
+from argprune.tasks.texts import DrawsAnew, Task, Writes
 
 
 class PruningTrainer(Trainer):
@@ -85,13 +85,22 @@ class PruningTrainer(Trainer):
         return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        steps_per_epoch = math.ceil(len(self._train_lengths) / self._batch_size)
-        return LengthGroupedSampler(
-            self._train_lengths, self._batch_size, self.args.seed, lambda: self.state.global_step // steps_per_epoch
-        )
+        return LengthGroupedSampler(self._train_lengths, self._batch_size, self.args.seed, self._epoch)
+
+    def _epoch(self) -> int:
+        return self.state.global_step // math.ceil(len(self._train_lengths) / self._batch_size)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The usual one; of batches in parts, one whose parts add up to the batches of a single process."""
+        collator = self.data_collator
+        if isinstance(collator, DrawsAnew):
+            self.data_collator = collator.of_epochs(self._epoch)
+        try:
+            return self._train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def _train_dataloader(self) -> DataLoader[Any]:
         if self._parts == 1:
             return super().get_train_dataloader()
         loader: DataLoader[Any] = DataLoader(

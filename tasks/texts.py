@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -78,6 +78,14 @@ class Judges(Protocol):
 
         prediction: as of `measure`.
         """
+
+
+@runtime_checkable
+class DrawsAnew(Protocol):
+    """A collator that draws at random: the same in every evaluation, and anew in every epoch of training."""
+
+    def of_epochs(self, epoch: Callable[[], int]) -> Callable[[list[Any]], dict[str, Any]]:
+        """The collator of training; epoch: the number of the one that is being trained, from 0."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
@@ -66,8 +66,8 @@ class MaskedLanguage:
         return texts
 
     def collator(self, tokenizer: Any) -> Any:
-        """What hides tokens, by the batch's own contents: see `_Hiding`."""
-        return _Hiding(tokenizer, self.share)
+        """What hides tokens, by the text: see `Hiding`."""
+        return Hiding(tokenizer, self.share)
 
     @torch.no_grad()
     def reduce(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -84,29 +84,38 @@ class MaskedLanguage:
         return {"perplexity": float((losses / counts).exp()), "accuracy": float(told / counts)}
 
 
-class _Hiding:
-    """Hides tokens of a batch at random, seeded by what the batch holds, and at least one of every text.
+class Hiding:
+    """Hides tokens at random, and at least one of every text.
 
-    So an evaluation hides the same tokens every time, whichever model it is of, and a resumed run sees what an
-    uninterrupted one does; while a text of training, which is with others in every epoch, loses other tokens in each.
+    Which ones depends on the text alone, so that an evaluation hides the same every time, whichever model and batch it
+    is of; in training also on the epoch, so that a resumed run sees what an uninterrupted one does.
     """
 
-    def __init__(self, tokenizer: Any, share: float) -> None:
+    def __init__(self, tokenizer: Any, share: float, epoch: Callable[[], int] | None = None) -> None:
         from transformers import DataCollatorForLanguageModeling
 
+        self._tokenizer, self._share, self._epoch = tokenizer, share, epoch
         self._collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=share)
-        self._mask = tokenizer.mask_token_id
         self._special = torch.tensor(sorted(tokenizer.all_special_ids))
 
-    def __call__(self, examples: list[Mapping[str, Any]]) -> dict[str, Tensor]:
-        digest = hashlib.sha256(repr([list(example["input_ids"]) for example in examples]).encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        self._collator.generator = generator
-        batch: dict[str, Tensor] = dict(self._collator([dict(example) for example in examples]))
-        ids = torch.where(batch["labels"] == _IGNORED, batch["input_ids"], batch["labels"])
+    def of_epochs(self, epoch: Callable[[], int]) -> Hiding:
+        """What hides other tokens in every epoch; epoch: the number of the one that is being trained."""
+        return Hiding(self._tokenizer, self._share, epoch)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A batch of texts of one length, with the tokens that are to be told as labels."""
+        turn = None if self._epoch is None else self._epoch()
+        rows = [self._hidden(example, turn) for example in examples]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def _hidden(self, example: Mapping[str, Any], turn: int | None) -> dict[str, Tensor]:
+        digest = hashlib.sha256(repr((turn, list(example["input_ids"]))).encode()).digest()
+        self._collator.generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        row: dict[str, Tensor] = dict(self._collator([dict(example)]))
+        labels, ids = row["labels"][0], row["input_ids"][0]
         # Without a hidden token a text has no loss, and a batch of such texts none at all.
-        chance = torch.rand(ids.shape, generator=generator).masked_fill(torch.isin(ids, self._special), -1.0)
-        for row in torch.nonzero((batch["labels"] == _IGNORED).all(1)).flatten().tolist():
-            at = int(chance[row].argmax())
-            batch["labels"][row, at], batch["input_ids"][row, at] = ids[row, at], self._mask
-        return batch
+        if bool((labels == _IGNORED).all()):
+            chance = torch.rand(ids.shape, generator=self._collator.generator)
+            at = int(chance.masked_fill(torch.isin(ids, self._special), -1.0).argmax())
+            labels[at], ids[at] = ids[at].clone(), self._tokenizer.mask_token_id
+        return row

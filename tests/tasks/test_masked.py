@@ -18,6 +18,7 @@ from argprune import prune
 from argprune.models import load_tokenizer
 from argprune.tasks.bridge import PruningBridge
 from argprune.tasks.data import load_task
+from argprune.tasks.harness import PruningTrainer
 from argprune.tasks.kinds import MaskedLanguage
 from argprune.tasks.task_options import TaskOptions
 from argprune.tasks.texts import SPLITS
@@ -63,34 +64,70 @@ def test_texts_are_of_one_length_and_hold_all_tokens(tokenizer: Any) -> None:
         task().encode(DOCUMENTS[:2], tokenizer, 999)
 
 
-@given(st.lists(st.lists(st.integers(4, 63), min_size=1, max_size=20), min_size=1, max_size=6))
+@given(st.integers(1, 20).flatmap(lambda n: st.lists(st.lists(st.integers(5, 63), min_size=n, max_size=n), min_size=1)))
 def test_what_is_hidden(tokenizer: Any, rows: list[list[int]]) -> None:
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     items = [{"input_ids": [first, *row, last], "attention_mask": [1] * (len(row) + 2)} for row in rows]
-    collate = task().collator(tokenizer)
-    batch, again = collate(items), task().collator(tokenizer)(items)
-    assert all(torch.equal(batch[name], again[name]) for name in batch)
+    batch = task().collator(tokenizer)(items)
     # Some of every text, and never a special token.
     assert (batch["labels"] != -100).any(1).all()
-    padded = tokenizer.pad([dict(item) for item in items], return_tensors="pt")["input_ids"]
-    hidden = batch["labels"] != -100
-    assert torch.equal(batch["labels"][hidden], padded[hidden])
-    assert torch.equal(batch["input_ids"][~hidden], padded[~hidden])
-    assert not torch.isin(padded[hidden], torch.tensor(tokenizer.all_special_ids)).any()
+    whole, hidden = torch.tensor([item["input_ids"] for item in items]), batch["labels"] != -100
+    assert torch.equal(batch["labels"][hidden], whole[hidden])
+    assert torch.equal(batch["input_ids"][~hidden], whole[~hidden])
+    assert not torch.isin(whole[hidden], torch.tensor(tokenizer.all_special_ids)).any()
 
 
-def test_shares_and_other_batches_hide_others(tokenizer: Any) -> None:
+def test_shares(tokenizer: Any) -> None:
     items = task().encode(DOCUMENTS, tokenizer, 32)
-    collate = task().collator(tokenizer)
-    hidden = torch.cat([(collate(items[at:])["labels"] != -100)[-1] for at in range(len(items) - 1)])
-    # The last text, in one batch after another.
-    assert len({tuple(row) for row in hidden.view(-1, 32).tolist()}) > 10
-    batch = collate(items * 8)
+    epochs = [task().collator(tokenizer).of_epochs(lambda number=number: number)(items) for number in range(8)]
+    batch = {name: torch.cat([each[name] for each in epochs]) for name in epochs[0]}
     chosen = batch["labels"] != -100
     # Four standard deviations of some 4,000 tokens.
     assert float(chosen.float().mean()) == pytest.approx(0.15 * 30 / 32, abs=0.02)
     masked = (batch["input_ids"][chosen] == tokenizer.mask_token_id).float().mean()
     assert float(masked) == pytest.approx(0.8, abs=0.07)
+
+
+def test_what_is_hidden_of_a_text_depends_on_no_other(tokenizer: Any) -> None:
+    """In evaluation on it alone, in training on the epoch too."""
+    items = task().encode(DOCUMENTS, tokenizer, 32)
+    epochs = [0]
+    evaluating = task().collator(tokenizer)
+    training = evaluating.of_epochs(lambda: epochs[-1])
+    for collate in (evaluating, training):
+        together, alone = collate(items), [collate([item]) for item in items]
+        for name, values in together.items():
+            assert torch.equal(values, torch.cat([row[name] for row in alone]))
+    seen = set()
+    for number in range(12):
+        epochs.append(number)
+        seen.add(tuple(training(items[:1])["labels"][0].tolist()))
+        assert torch.equal(evaluating(items)["labels"], evaluating(items)["labels"])
+    assert len(seen) > 10
+
+
+def test_parts_of_a_step_hide_what_the_step_does(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one text in a part, every epoch hides other tokens, and they are those of the step in one piece."""
+    for part in ("train", "valid", "test"):
+        (tmp_path / f"{part}.txt").write_text(" ".join(f"w{i % 53}" for i in range(14 * 6)))
+    seen: list[dict[tuple[int, ...], list[tuple[int, ...]]]] = []
+    compute_loss = PruningTrainer.compute_loss
+
+    def recorded(self: Any, network: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if network.training:
+            ids, labels = inputs["input_ids"], inputs["labels"]
+            for row, hidden in zip(torch.where(labels == -100, ids, labels).tolist(), labels.tolist(), strict=True):
+                seen[-1].setdefault(tuple(row), []).append(tuple(hidden))
+        return compute_loss(self, network, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(PruningTrainer, "compute_loss", recorded)
+    options: dict[str, Any] = {"objective": "masked-lm", "max_length": 16, "batch_size": 3, "epochs": 4, "quiet": True}
+    for parts in (None, 3):
+        seen.append({})
+        output = tmp_path / f"run{parts}"
+        prune(model, str(tmp_path), method="dense", output=output, gradient_accumulation_steps=parts, **options)
+    assert seen[0] == seen[1]
+    assert [len(set(hidden)) for hidden in seen[1].values()] == [4] * 6
 
 
 def test_perplexity(tokenizer: Any) -> None:
