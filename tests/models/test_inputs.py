@@ -37,7 +37,7 @@ def test_the_longest_text_is_what_a_forward_takes(make: Any, longest: int | None
 
 def tokenizer(**special: str) -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel({"<end>": 0, "a": 1, "[PAD]": 2}, unk_token="a"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, **special)  # type: ignore[arg-type]
+    return PreTrainedTokenizerFast(tokenizer_object=words, **special)
 
 
 def test_the_end_token_pads_where_no_other_does() -> None:

@@ -114,13 +114,13 @@ def test_glues_tasks_have_glues_labels(tmp_path: Path) -> None:
 def test_all_rows_have_a_second_text_or_none(tmp_path: Path) -> None:
     pair, single = '{"text": "a", "text_pair": "b", "label": 0}\n', '{"text": "a", "label": 0}\n'
     null = '{"text": "a", "text_pair": null, "label": 0}\n'
-    for folder, text, message in (
+    for name, text, message in (
         ("missing", pair + single, r"train\.jsonl, line 2: column 'text_pair' is missing"),
         ("null", pair + null, r"train\.jsonl, line 2: text_pair holds None, which is no string"),
         ("there", null + pair, r"line 2: text_pair is there, but the first row of train has none; give all rows one"),
     ):
         with pytest.raises(ValueError, match=message):
-            load(parts(tmp_path / folder, "jsonl", text), TaskOptions())
+            load(parts(tmp_path / name, "jsonl", text), TaskOptions())
     folder = parts(tmp_path / "dev", "jsonl", pair)
     write(folder / "dev.jsonl", single)
     with pytest.raises(ValueError, match=r"dev\.jsonl, line 1: column 'text_pair' is missing"):
