@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import ERROR
 from pathlib import Path
@@ -47,6 +47,8 @@ KINDS: Mapping[str, Any] = MappingProxyType(
 )
 # Those whose head has as many outputs as the task has labels.
 _LABELLED = frozenset({"classification", "token-classification"})
+# Those whose head reads the pooler; to the others it may be missing.
+_POOLED = frozenset({"classification", "regression"})
 # What else a kind's head must be told.
 _HEADS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"regression": {"num_labels": 1, "problem_type": "regression"}}
@@ -81,21 +83,26 @@ def load_model(
     *,
     kind: str = "classification",
     num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
+    complete: bool = False,
     dtype: torch.dtype = torch.float32,
     revision: str = "main",
 ) -> PreTrainedModel:
     """Load a pretrained model under a task head, in evaluation mode, on the CPU.
 
     name: `minilm`, a folder, or a hub id; only safetensors are read, and no code of the repository is run.
-    kind: one of `KINDS`. num_labels: outputs of the head, >= 1, of the kinds that classify; a head that the
-    checkpoint lacks is drawn from torch's global generator (seed it first). dtype: of all floating parameters,
+    kind: one of `KINDS`. num_labels: outputs of the head, >= 1, of the kinds that classify; labels: their names
+    instead, which the model's configuration then says. A head that the checkpoint lacks is drawn from torch's global
+    generator (seed it first), or, where complete is asked for, refused. dtype: of all floating parameters,
     whatever the file stores. revision: branch, tag or commit on the hub; folders ignore it.
     Raises ValueError, one line, for an unknown kind, num_labels < 1, or missing, or where there are no labels, a model
     that cannot be found or loaded, a checkpoint whose tensors do not fit (another number of labels) or that lacks
-    prunable weights; ModuleNotFoundError as `resolve_model`.
+    prunable weights, or any (complete); ModuleNotFoundError as `resolve_model`.
     """
     if kind not in KINDS:
         raise ValueError(f"Unknown kind {kind!r}. Known: {', '.join(KINDS)}.")
+    if labels is not None and num_labels is None:
+        num_labels = len(labels)
     if (num_labels is not None) != (kind in _LABELLED):
         needed = "give the number of labels" if kind in _LABELLED else "this kind has no labels, leave it out"
         raise ValueError(f"num_labels is {num_labels} for {kind}; {needed}.")
@@ -138,6 +145,11 @@ def load_model(
                 f"Model {name!r}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
                 f"such as {missing[0]!r}. Its config.json and its weights do not belong together."
             )
+    if complete:
+        _check_complete(model, name, kind, info["missing_keys"])
+    if labels is not None:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: number for number, label in enumerate(labels)}
     return model
 
 
@@ -190,6 +202,19 @@ def _block_weights(model: PreTrainedModel) -> list[str]:
         if not find_factors(model):
             raise
         return []
+
+
+def _check_complete(model: PreTrainedModel, name: str, kind: str, missing: Collection[str]) -> None:
+    """Raise ValueError for parameters that the checkpoint lacks and the head needs."""
+    # Matrices that became factors are missed by their old names, which are no parameters any more.
+    lacking = [own for own, _ in model.named_parameters() if own in missing]
+    if kind not in _POOLED:
+        lacking = [own for own in lacking if "pooler" not in own.split(".")]
+    if lacking:
+        raise ValueError(
+            f"Model {name!r} has no head for {kind}: its checkpoint lacks {lacking[-1]!r}, which would be drawn at "
+            "random. Give a model that was fine-tuned for it."
+        )
 
 
 def _embedded() -> str:

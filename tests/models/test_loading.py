@@ -9,6 +9,7 @@ import shutil
 import sys
 from logging import INFO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -232,6 +233,49 @@ def test_a_checkpoint_that_lacks_a_block(folder: Path) -> None:
     message = refused(str(folder))
     assert "lacks 6 weights of BertForSequenceClassification" in message
     assert "bert.encoder.layer.1." in message
+
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 50,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"causal-lm", "seq2seq-lm"}))
+def test_a_model_without_a_head_is_not_complete(tmp_path: Path, kind: str) -> None:
+    options: dict[str, Any] = {"num_labels": 3} if "classification" in kind else {}
+    config = transformers.BertConfig(**SMALL, **options)
+    KINDS[kind].from_config(config).save_pretrained(tmp_path / "whole")
+    transformers.BertModel(config).save_pretrained(tmp_path / "bare")
+    load_model(str(tmp_path / "bare"), kind=kind, **options)
+    with pytest.raises(ValueError, match=rf"/bare' has no head for {kind}: its checkpoint lacks '\S+', which would be"):
+        load_model(str(tmp_path / "bare"), kind=kind, complete=True, **options)
+    if kind != "regression":
+        load_model(str(tmp_path / "whole"), kind=kind, complete=True, **options)
+
+
+def test_heads_that_are_embeddings_and_poolers_that_no_head_reads_are_not_missed(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, bos_token_id=1, eos_token_id=1)
+    transformers.GPT2Model(config).save_pretrained(tmp_path / "tied")
+    load_model(str(tmp_path / "tied"), kind="causal-lm", complete=True)
+    layout = transformers.LayoutLMForTokenClassification(transformers.LayoutLMConfig(**{**SMALL, "num_labels": 3}))
+    state = {name: value for name, value in layout.state_dict().items() if ".pooler." not in name}
+    assert len(state) < len(layout.state_dict())
+    layout.save_pretrained(tmp_path / "pooler", state_dict=state)
+    load_model(str(tmp_path / "pooler"), kind="token-classification", num_labels=3, complete=True)
+    with pytest.raises(ValueError, match=r"lacks 'layoutlm\.pooler\.dense\.bias'|lacks 'classifier"):
+        load_model(str(tmp_path / "pooler"), num_labels=3, complete=True)
+
+
+def test_a_model_says_what_its_labels_are_called(folder: Path, tmp_path: Path) -> None:
+    load_model(str(folder), labels=["no", "perhaps", "yes"]).save_pretrained(tmp_path / "named")
+    config = load_model(str(tmp_path / "named"), num_labels=3).config
+    assert config.id2label == {0: "no", 1: "perhaps", 2: "yes"}
+    assert config.label2id == {"no": 0, "perhaps": 1, "yes": 2}
+    assert "with num_labels=2" in refused(str(folder), labels=["no", "yes"], num_labels=None)
 
 
 def test_bad_arguments() -> None:
