@@ -28,6 +28,8 @@ from argprune.tasks.texts import Task
 
 # Tasks whose labels are of the text, or of places in it that stay.
 _KINDS = ("classification", "regression", "question-answering")
+# What tokens of a vocabulary start with: word pieces that go on, byte pairs and sentence pieces that begin a word.
+_MARKS = ("##", "\u0120", "\u2581")
 # Masked copies of a text that are read at once.
 _BATCH = 64
 _STOPS = """
@@ -81,13 +83,16 @@ class Words:
     def __init__(self, tokenizer: Any) -> None:
         tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         special = set(tokenizer.all_special_tokens)
-        marks = [mark for mark in ("##", "\u0120", "\u2581") if sum(token.startswith(mark) for token in tokens) > 1]
-        self._pieces = marks == ["##"]
-        self._mark = marks[0] if marks else ""
+        counts = {mark: sum(token.startswith(mark) for token in tokens) for mark in _MARKS}
+        # What has the mark of another kind of vocabulary is text: "##" is a byte pair of many programs.
+        mark = max(_MARKS, key=counts.__getitem__)
+        self._mark = mark if counts[mark] > 1 else ""
+        self._pieces = self._mark == "##"
         # The word that a token is by itself, in lower case; None for all else.
         self.of = [None if token in special else self._word(token) for token in tokens]
         self._goes_on = [token not in special and self._continues(token) for token in tokens]
-        self.ids = torch.tensor([number for number, word in enumerate(self.of) if word is not None])
+        numbers = [number for number, word in enumerate(self.of) if word is not None]
+        self.ids = torch.tensor(numbers, dtype=torch.long)
 
     def places(self, item: Mapping[str, Any]) -> list[int]:
         """Where a text has a word that may be replaced."""
@@ -153,7 +158,7 @@ class Predictions:
             )
         if tokenizer.mask_token_id is None:
             raise ValueError(f"augment: the tokenizer of {name} has no mask token; take `neighbours`.")
-        self._model = load_model(name, kind="masked-lm")
+        self._model = load_model(name, kind="masked-lm", complete=True)
         self._mask, self._words, self._count = tokenizer.mask_token_id, words, count
 
     @torch.no_grad()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from argprune.models import load_model, load_tokenizer
 from argprune.tasks.augmentation import Neighbours, Predictions, Words, augment
@@ -107,6 +110,47 @@ def test_which_tokens_are_words() -> None:
     house = tokens.index("house")
     answered = {**text, "start_positions": house, "end_positions": house}
     assert [tokens[place] for place in words.places(answered)] == ["cat", "s", "big"]
+
+
+def byte_level(folder: str) -> None:
+    """Save a byte-level tokenizer whose vocabulary holds "##" and "####" beside words that begin with its own mark."""
+    words = ["house", "big", "cat", "tree"]
+    merges = [("#", "#"), ("##", "##")]
+    for word in words:
+        merges += [("\u0120" + word[:end], word[end]) for end in range(len(word))]
+    merges = list(dict.fromkeys(merges))
+    tokens = ["<s>", "</s>", *sorted({*"".join(words), "\u0120", "#"}), *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+
+
+def test_the_mark_is_the_one_that_most_tokens_start_with(tmp_path: Path) -> None:
+    byte_level(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert {"##", "####"} <= set(tokenizer.get_vocab())
+    text = tokenizer("house big #### cat")
+    tokens = tokenizer.convert_ids_to_tokens(text["input_ids"])
+    assert [tokens[place] for place in Words(tokenizer).places(text)] == ["\u0120house", "\u0120big", "\u0120cat"]
+
+
+def test_a_vocabulary_without_words_is_refused(tiny_model: str) -> None:
+    task = Classification("w", ["a"], {split: [Row("1 2", 0)] for split in SPLITS})
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "1", "2"])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, "[UNK]")), pad_token="[PAD]", unk_token="[UNK]"
+    )
+    data = Encoded(task.splits["train"], tokenizer, 8)
+    with pytest.raises(ValueError, match=r"^augment: no text of task w has a word of letters only,"):
+        augment(Augment(), data, task, load_model(tiny_model, num_labels=2), tokenizer, 0)
+
+
+def test_a_masked_language_model_without_a_head_is_refused(tiny_model: str) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.mask_token = "w59"
+    with pytest.raises(ValueError, match=r"has no head for masked-lm: .* Give a model that was fine-tuned for it\.$"):
+        Predictions(tiny_model, tokenizer, Words(tokenizer), 3)
 
 
 def test_texts_without_words_and_tasks_of_tokens_are_refused(tiny_model: str) -> None:
