@@ -77,7 +77,7 @@ def analysis_command(analysis: Analysis, *, quiet: bool = False) -> int:
     overlap = _overlap(model, metrics)
     analysis.output.mkdir(parents=True, exist_ok=True)
     if analysis.picture != "none":
-        _draw(patterns, masks, analysis.output / PICTURE.format(suffix=analysis.picture), metrics)
+        draw(patterns, masks, analysis.output / PICTURE.format(suffix=analysis.picture), metrics)
     write_json(
         analysis.output / NUMBERS,
         {
@@ -121,15 +121,16 @@ def _words(model: PreTrainedModel) -> Tensor:
     return weight.detach()
 
 
-def _draw(patterns: Sequence[Pattern], masks: Mapping[str, Tensor], file: Path, metrics: Mapping[str, Any]) -> None:
+def draw(patterns: Sequence[Pattern], masks: Mapping[str, Tensor], file: Path, metrics: Mapping[str, Any]) -> None:
     """A density map of each matrix: a row a layer, a column a kind of matrix."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    kinds = list(dict.fromkeys(_kind(pattern.name) for pattern in patterns))
-    layers = list(dict.fromkeys(_layer(pattern.name) for pattern in patterns))
+    places = find_places([pattern.name for pattern in patterns])
+    kinds = list(dict.fromkeys(place.kind for place in places))
+    layers = list(dict.fromkeys(place.layer for place in places))
     # A mask of Conv1D is stored the other way round; where it is square it is shown as it is stored.
     maps = [density_map(m if m.shape == p.shape else m.t()).numpy() for p, m in ((p, masks[p.name]) for p in patterns)]
     style: Any = {"svg.hashsalt": "argprune", "svg.fonttype": "none", "font.family": "sans-serif"}
@@ -138,15 +139,22 @@ def _draw(patterns: Sequence[Pattern], masks: Mapping[str, Tensor], file: Path, 
         figure, axes = plt.subplots(len(layers), len(kinds), figsize=size, squeeze=False, layout="constrained")
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
+            # A decoder's layers have matrices that an encoder's lack.
+            axis.set_visible(False)
         most = max(float(found.max()) for found in maps)
-        for pattern, found in zip(patterns, maps, strict=True):
-            row, column = layers.index(_layer(pattern.name)), kinds.index(_kind(pattern.name))
+        begun_rows: set[int] = set()
+        begun_columns: set[int] = set()
+        for pattern, place, found in zip(patterns, places, maps, strict=True):
+            row, column = layers.index(place.layer), kinds.index(place.kind)
             axis = axes[row][column]
+            axis.set_visible(True)
             image = axis.imshow(found, vmin=0, vmax=most, cmap="viridis", aspect="auto", interpolation="nearest")
             title = f"{1 - pattern.density:.0%} zeros"
-            axis.set_title(f"{kinds[column]}\n{title}" if row == 0 else title, fontsize=6)
-            if column == 0:
-                axis.set_ylabel(f"layer {layers[row].strip('.')}", fontsize=7)
+            axis.set_title(title if column in begun_columns else f"{place.kind}\n{title}", fontsize=6)
+            if row not in begun_rows:
+                axis.set_ylabel(f"layer {place.layer}", fontsize=7)
+            begun_rows.add(row)
+            begun_columns.add(column)
         figure.suptitle(f"{metrics['method']}, {metrics['sparsity']['encoder']:.0%} zeros: what is kept", fontsize=9)
         figure.colorbar(image, ax=axes, label="share kept", shrink=0.6)
         metadata: Any = {"Date": None, "Creator": None} if file.suffix == ".svg" else None
@@ -154,24 +162,41 @@ def _draw(patterns: Sequence[Pattern], masks: Mapping[str, Tensor], file: Path, 
         plt.close(figure)
 
 
-def _layer(name: str) -> str:
-    found = re.search(r"\.\d+\.", name)
-    return found.group() if found else ""
+@dataclass(frozen=True)
+class Place:
+    """Where a matrix stands: its layer, with the stack of layers where there are several, and which one of it."""
+
+    layer: str
+    kind: str
 
 
-def _kind(name: str) -> str:
-    return re.sub(r"^.*?\.\d+\.", "", name, count=1).removesuffix(".weight")
+def find_places(names: Sequence[str]) -> list[Place]:
+    """The places of weights, by their names; no two have the same."""
+    stacks, layers, kinds = zip(*map(_split, names), strict=True)
+    words = [stack.split(".") if stack else [] for stack in stacks]
+    numbered = [set(own) for own in words if own]
+    shared = set.intersection(*numbered) if numbered else set()
+    # Of "encoder.block" and "decoder.block" the word that tells them apart.
+    labels = [" ".join(word for word in own if word not in shared) for own in words]
+    return [Place(f"{label} {layer}".strip(), kind) for label, layer, kind in zip(labels, layers, kinds, strict=True)]
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """The stack, the layer's number and the rest of a weight's name; a weight of no layer has the rest alone."""
+    found = re.fullmatch(r"(.*?)\.(\d+)\.(.+)", name)
+    stack, layer, kind = found.groups() if found else ("", "", name)
+    return stack, layer, kind.removesuffix(".weight")
 
 
 def _print(patterns: Sequence[Pattern], overlap: Mapping[str, Any]) -> None:
     table = Table(title="dispersion: 1 for a random mask of equal density; empty: by chance in brackets")
     for heading in ("layer", "matrix", "zeros", "rows", "columns", "heads", "empty rows", "empty columns"):
-        is_name = heading == "matrix"
-        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
-    for pattern in patterns:
+        is_name = heading in ("layer", "matrix")
+        table.add_column(heading, justify="left" if heading == "matrix" else "right", no_wrap=is_name)
+    for pattern, place in zip(patterns, find_places([pattern.name for pattern in patterns]), strict=True):
         table.add_row(
-            _layer(pattern.name).strip("."),
-            _kind(pattern.name),
+            place.layer,
+            place.kind,
             f"{1 - pattern.density:.1%}",
             *(_dispersion(spread) for spread in (pattern.rows, pattern.columns, pattern.heads)),
             *(f"{spread.empty} ({spread.empty_by_chance:.1f})" for spread in (pattern.rows, pattern.columns)),

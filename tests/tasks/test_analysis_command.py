@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
 from argprune.cli import main
+from argprune.models import find_weights
+from argprune.models.patterns import find_patterns
+from argprune.tasks.analysis_command import Place, draw, find_places
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,26 @@ def test_whole_heads_show_in_numbers_and_picture(
     overlap = found["neighbour_overlap"]
     assert overlap["overlap"] > overlap["by_chance"]
     assert "<svg" in (output / "patterns.svg").read_text()
+
+
+def test_layers_of_encoders_and_decoders_are_told_apart(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
+    model = T5ForConditionalGeneration(config)
+    masks = {weight.name: torch.rand(weight.parameter.shape) < 0.5 for weight in find_weights(model)}
+    places = find_places(list(masks))
+    assert len(set(places)) == len(masks) == 32
+    assert {place.layer for place in places} == {"encoder 0", "encoder 1", "decoder 0", "decoder 1"}
+    metrics = {"method": "rpp", "sparsity": {"encoder": 0.5}}
+    draw(find_patterns(model, masks), masks, tmp_path / "patterns.svg", metrics)
+    drawn = (tmp_path / "patterns.svg").read_text()
+    # A title for each matrix, and one for all.
+    assert drawn.count("% zeros") == len(masks) + 1
+
+
+def test_one_stack_of_layers_needs_no_name() -> None:
+    names = ["encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.block.1.layer.0.SelfAttention.q.weight"]
+    assert find_places(names) == [Place(layer, "layer.0.SelfAttention.q") for layer in "01"]
+    assert find_places(["table.weight"]) == [Place("", "table")]
 
 
 def test_the_same_run_gives_the_same_files(runs: Path, tmp_path: Path) -> None:
