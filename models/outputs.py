@@ -66,17 +66,18 @@ def read_states(outputs: Any, inputs: Mapping[str, Any], scores: Scores | None =
     return States(tokens, hidden[0] if hidden else None, hidden[1:], scores.layers, scores.causal)
 
 
-def count_terms(inputs: Mapping[str, Any], *, next_token: bool = False) -> dict[str, int]:
+def count_terms(inputs: Mapping[str, Any], *, next_token: bool = False, causal: bool = False) -> dict[str, int]:
     """Over how many of each the terms of a loss are means: "targets", real "tokens", and "pairs" of a text's tokens.
 
-    next_token: whether each token is the target of the one before, so that the first is none.
+    next_token: whether each token is the target of the one before, so that the first is none. causal: whether tokens
+    make pairs with themselves and those before only, as they do in models of the next token that classify, too.
     """
     lengths = real_tokens(inputs).sum(1)
     labels = inputs.get("labels")
     targets = len(lengths)
     if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
         targets = int(((labels[:, 1:] if next_token else labels) != _IGNORED).sum())
-    pairs = lengths * (lengths + 1) // 2 if next_token else lengths.square()
+    pairs = lengths * (lengths + 1) // 2 if causal else lengths.square()
     return {"targets": targets, "tokens": int(lengths.sum()), "pairs": int(pairs.sum())}
 
 

@@ -42,23 +42,65 @@ class Wanted:
     layers: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Conventions:
+    """What a teacher reads and tells, where that is not what its student does.
+
+    separator: the token after whose first occurrence a text's second segment begins, of a teacher that reads segment
+    ids, which its student's batches lack. order: of the student's classes, the teacher's number of each. vocabulary: so
+    many first outputs of both stand for tokens.
+    """
+
+    separator: int | None = None
+    order: tuple[int, ...] | None = None
+    vocabulary: int | None = None
+
+    def read(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Texts, padded or not, as the teacher reads them."""
+        if self.separator is None:
+            return dict(inputs)
+        ids, real = inputs["input_ids"], real_tokens(inputs)
+        separators = ((ids == self.separator) & real).long()
+        # Those before a token: the first separator is the first segment's own.
+        before = separators.cumsum(-1) - separators
+        return {**inputs, "token_type_ids": ((before > 0) & real).long()}
+
+    def tell(self, logits: Tensor) -> Tensor:
+        """The teacher's logits of classes or tokens, (..., outputs), as its student numbers them."""
+        if self.order is not None:
+            return logits[..., list(self.order)]
+        return self.cut(logits)
+
+    def cut(self, logits: Tensor) -> Tensor:
+        """Logits of teacher or student without those that stand for no token."""
+        return logits if self.vocabulary is None else logits[..., : self.vocabulary]
+
+
 class Teacher:
     """A model that answers and never learns.
 
     wanted: the states that answers hold. dropout: True has the teacher in training mode, as the released SparseBERT had
-    it: its answers are random then, and of whole batches only.
+    it: its answers are random then, and of whole batches only. conventions: where they are not the student's.
     """
 
-    def __init__(self, model: PreTrainedModel, wanted: Wanted, *, dropout: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        wanted: Wanted,
+        *,
+        dropout: bool = False,
+        conventions: Conventions | None = None,
+    ) -> None:
         self.model = model.requires_grad_(False).train(dropout)
-        self.wanted, self.dropout = wanted, dropout
-        self._known = inspect.signature(model.forward).parameters
+        self.wanted, self.dropout, self.conventions = wanted, dropout, conventions or Conventions()
 
     @torch.no_grad()
     def answer(self, text: Text) -> dict[str, Tensor]:
         """What the teacher computes for a text by itself, on the text's device."""
         raw, states = self._compute({name: value[None] for name, value in text.items()})
         answer = {name: raw[name][0] for name in _LOGITS if raw.get(name) is not None}
+        if "logits" in answer:
+            answer["logits"] = self.conventions.tell(answer["logits"])
         if self.wanted.embedding:
             assert states.embedding is not None
             answer["embedding"] = states.embedding[0]
@@ -72,14 +114,22 @@ class Teacher:
     def answer_batch(self, inputs: Mapping[str, Any]) -> Outputs:
         """What it computes for a padded batch as it is, for teachers with dropout."""
         raw, states = self._compute(inputs)
-        return replace(read_outputs(raw, inputs), states=states)
+        told = read_outputs(raw, inputs)
+        predictions = tuple(replace(each, logits=self.conventions.tell(each.logits)) for each in told.predictions)
+        return replace(told, predictions=predictions, states=states)
 
     def _compute(self, inputs: Mapping[str, Any]) -> tuple[Any, States]:
-        known = {name: value for name, value in inputs.items() if name in self._known}
+        read = readable(self.model, self.conventions.read(inputs))
         device = inputs["input_ids"].device
         # The student may be trained in bf16; the teacher computes in what it was loaded in.
         with torch.autocast(device.type, enabled=False):
-            return compute_states(self.model.to(device), known, self.wanted)
+            return compute_states(self.model.to(device), read, self.wanted)
+
+
+def readable(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a batch of another model what this one takes."""
+    known = inspect.signature(model.forward).parameters
+    return {name: value for name, value in inputs.items() if name in known}
 
 
 def compute_states(model: PreTrainedModel, inputs: Mapping[str, Any], wanted: Wanted) -> tuple[Any, States]:
@@ -107,6 +157,24 @@ def pick(states: States, wanted: Wanted, name: str) -> States:
         layers=_chosen(states.layers, wanted.layers) if wanted.hidden else (),
         scores=_chosen(states.scores, wanted.layers) if wanted.scores else (),
     )
+
+
+def find_separator(tokenizer: Any) -> int | None:
+    """The token after whose first occurrence a tokenizer begins a pair's second segment; None where there is but one.
+
+    Raises ValueError where segments begin otherwise.
+    """
+    pair = tokenizer("a", "a", return_token_type_ids=True, return_tensors="pt")
+    segments = pair["token_type_ids"]
+    if not bool(segments.any()):
+        return None
+    separator = tokenizer.sep_token_id
+    if separator is None or not torch.equal(Conventions(separator).read(pair)["token_type_ids"], segments):
+        raise ValueError(
+            f"its second segments do not begin after the first separator ({tokenizer.sep_token}), so that segment ids "
+            "cannot be told from texts that come without them"
+        )
+    return int(separator)
 
 
 def split_texts(inputs: Mapping[str, Any]) -> list[dict[str, Tensor]]:

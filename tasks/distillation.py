@@ -6,7 +6,8 @@ the released SparseBERT's teacher, whose dropout is on, is asked about whole bat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,32 +18,49 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from argprune.models import load_model, load_tokenizer
+from argprune.models import add_padding, load_model, load_tokenizer, longest_text
 from argprune.models.attention_scores import Scores, collect_scores, handing_out_scores
 from argprune.models.outputs import read_outputs, read_states
-from argprune.models.teacher import Teacher, Wanted, compute_states, join_answers, pick, split_texts
+from argprune.models.teacher import (
+    Conventions,
+    Teacher,
+    Text,
+    Wanted,
+    compute_states,
+    find_separator,
+    join_answers,
+    pick,
+    readable,
+    split_texts,
+)
 from argprune.solvers.distillation import Distillation, Projections, layer_losses, map_layers
 from argprune.solvers.methods import PINS, Dense, Method, OneShot
+from argprune.tasks.encoded import Encoded
 from argprune.tasks.ranks import Ranks
+from argprune.tasks.runs import ANSWERS
 from argprune.tasks.settings import Distill, Settings
-from argprune.tasks.teacher_cache import Cache, Live, cache_key, open_answers
+from argprune.tasks.teacher_cache import Cache, Live, cache_key, check_folder, open_answers
 from argprune.tasks.texts import Task
 
-# The module that a student has while it learns, and the folder of a run for answers that end with it.
+# The module that a student has while it learns.
 _PROJECTIONS = "distillation_projections"
-_ANSWERS = "teacher-answers"
 # The most rows on which layers are matched and projections fitted.
 CALIBRATION = 64
+# Kinds of tasks whose texts may be pairs, and those whose outputs are tokens.
+_PAIRED = ("classification", "regression", "question-answering")
+_OF_TOKENS = ("masked-lm", "causal-lm")
 
 
 def find_distillation(settings: Settings, method: Method) -> Distill | None:
-    """What a run learns from a teacher: as its settings say, or its method; None: nothing.
+    """What a run learns from a teacher: as its settings say, or, where they say nothing, its method; None: nothing.
 
     Raises ValueError where settings and method do not go together.
     """
     own = method.distillation
     options = settings.distill
-    assert not isinstance(options, bool)
+    if options is False:
+        return None
+    assert options is not True
     if options is None:
         return None if own is None else Distill(**asdict(own))
     if own is not None and own.literal:
@@ -64,40 +82,50 @@ def find_distillation(settings: Settings, method: Method) -> Distill | None:
 
 @torch.no_grad()
 def check_student(options: Distill, student: PreTrainedModel, batch: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the student gives what is to be compared; batch: a few of its texts."""
+    """Raise ValueError unless the student gives what is to be compared, and answers have a folder.
+
+    batch: a few of its texts.
+    """
     if student.config.is_encoder_decoder:
         raise ValueError("distill: encoder-decoder models cannot be distilled yet; leave distill out.")
     raw, _ = compute_states(student, batch, _wanted(options))
     read_outputs(raw, batch)
     split_texts(batch)
+    if isinstance(options.cache, str):
+        check_folder(Path(options.cache).expanduser())
 
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """A teacher for a student: which of its layers teach, if any, and projections where widths differ."""
+    """A teacher for a student: which of its layers teach, if any, and projections where widths differ.
+
+    causal: whether the scores that are compared are of tokens that attend to none after them.
+    """
 
     teacher: Teacher
     layers: tuple[int, ...] | None
     projections: Projections | None = None
+    causal: bool = False
 
 
 def match_teacher(
-    options: Distill, name: str, student: PreTrainedModel, tokenizer: Any, task: Task, batch: Mapping[str, Any]
+    options: Distill,
+    name: str,
+    student: PreTrainedModel,
+    tokenizer: Any,
+    task: Task,
+    batch: Mapping[str, Any],
+    longest: int,
 ) -> Matched:
     """Load a teacher and match its layers to those of a student that has not learned yet.
 
     name: a folder or hub id. batch: at most `CALIBRATION` training rows, on which layers are matched and projections
-    fitted. Raises ValueError, one line, for a teacher that cannot be one: another vocabulary, other numbers of
-    heads where scores are compared, layers that the map cannot match.
+    fitted. longest: tokens of the longest training text. Raises ValueError, one line, for a teacher that cannot be one:
+    without a head, of another vocabulary or other labels, for shorter texts, with other numbers of heads where scores
+    are compared, or layers that the map cannot match.
     """
-    model = load_model(name, kind=task.kind, **task.model_options())
-    module: torch.nn.Module = model
-    module.to(student.device)
+    model, reader = _load_teacher(name, student, tokenizer, task, longest)
     batch = {key: value.to(student.device) for key, value in batch.items()}
-    if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(
-            f"Teacher {name}: its vocabulary is not that of the run's model; both must read the same tokens."
-        )
     layers, projections = None, None
     own, held = student.config, model.config
     if options.attention and own.num_attention_heads != held.num_attention_heads:
@@ -105,26 +133,158 @@ def match_teacher(
             f"Teacher {name} has {held.num_attention_heads} attention heads, the student {own.num_attention_heads}; "
             "scores are compared head by head. Set attention to 0."
         )
+    conventions = _find_conventions(name, model, reader, student, tokenizer, task, batch)
     if options.hidden or options.attention:
-        layers = _match_layers(options, student, model, batch)
+        layers = _match_layers(options, student, model, conventions, batch)
     wanted = replace(_wanted(options), layers=layers)
     if options.wants_hidden and own.hidden_size != held.hidden_size:
         with torch.no_grad():
             _, seen = compute_states(student, batch, replace(wanted, scores=False, layers=None))
-            _, shown = compute_states(model, batch, replace(wanted, scores=False))
+            _, shown = compute_states(model, readable(model, conventions.read(batch)), replace(wanted, scores=False))
         projections = Projections(seen, shown)
-    return Matched(Teacher(model, wanted, dropout=options.literal), layers, projections)
+    teacher = Teacher(model, wanted, dropout=options.literal, conventions=conventions)
+    return Matched(teacher, layers, projections, options.attention > 0 and _is_causal(student, batch))
+
+
+def _load_teacher(
+    name: str, student: PreTrainedModel, tokenizer: Any, task: Task, longest: int
+) -> tuple[PreTrainedModel, Any]:
+    """The teacher, on the student's device, and its tokenizer; see `match_teacher`."""
+    reader = load_tokenizer(name)
+    if reader.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"Teacher {name}: its vocabulary is not that of the run's model; both must read the same tokens."
+        )
+    options = dict(task.model_options())
+    if "labels" in options:
+        # It keeps its own names, which are compared with the task's.
+        options["num_labels"] = len(options.pop("labels"))
+    model = load_model(name, kind=task.kind, complete=True, **options)
+    limit = longest_text(model)
+    if limit is not None and limit < longest:
+        raise ValueError(
+            f"Teacher {name} reads at most {limit} tokens, but the longest training text has {longest}; "
+            f"set max_length to {limit}, or give another teacher."
+        )
+    if task.kind not in _OF_TOKENS:
+        # Some decoders find a text's end by it, once there are several in a batch.
+        add_padding(model, reader)
+    module: torch.nn.Module = model
+    module.to(student.device)
+    return model, reader
+
+
+def _find_conventions(
+    name: str,
+    teacher: PreTrainedModel,
+    reader: Any,
+    student: PreTrainedModel,
+    tokenizer: Any,
+    task: Task,
+    batch: Mapping[str, Any],
+) -> Conventions:
+    """What a teacher, with its tokenizer (reader), reads and tells otherwise than the student; see `match_teacher`."""
+    labels = task.model_options().get("labels")
+    lacks_segments = task.kind in _PAIRED and "token_type_ids" not in batch
+    return Conventions(
+        _find_separator(name, teacher, reader) if lacks_segments else None,
+        None if labels is None else match_labels(name, _names(teacher), labels),
+        _find_vocabulary(name, student, teacher, tokenizer, batch) if task.kind in _OF_TOKENS else None,
+    )
+
+
+def match_labels(name: str, told: Sequence[str], labels: Sequence[str]) -> tuple[int, ...] | None:
+    """Of each of a task's labels the number that a teacher (its name) has for it; None: the same.
+
+    told: the teacher's names of its classes, in their order; a teacher without names has the order of the task. Raises
+    ValueError for other names than the task's.
+    """
+    theirs, ours = _folded(told), _folded(labels)
+    if sorted(theirs) == sorted(ours):
+        order = tuple(map(theirs.index, ours))
+        return None if order == tuple(range(len(order))) else order
+    if _is_numbered(told) or _is_numbered(labels):
+        return None
+    raise ValueError(
+        f"Teacher {name} tells {', '.join(told)}, but the task's labels are {', '.join(labels)}; "
+        "give a teacher of these labels, or name them so in its config.json (id2label)."
+    )
+
+
+def _names(model: PreTrainedModel) -> list[str]:
+    names: Mapping[Any, str] = model.config.id2label or {}
+    return [str(name) for _, name in sorted(names.items())]
+
+
+def _folded(names: Sequence[str]) -> list[str]:
+    """Names in one case, unless that would make some the same."""
+    folded = [name.casefold() for name in names]
+    return folded if len(set(folded)) == len(names) else list(names)
+
+
+def _is_numbered(names: Sequence[str]) -> bool:
+    """Whether names are but numbers in their order, which say nothing of what they stand for."""
+    return all(name in (str(number), f"LABEL_{number}") for number, name in enumerate(names))
+
+
+@torch.no_grad()
+def _is_causal(student: PreTrainedModel, batch: Mapping[str, Any]) -> bool:
+    _, states = compute_states(student, batch, Wanted(embedding=False, hidden=False))
+    return states.causal
+
+
+def _find_separator(name: str, teacher: PreTrainedModel, tokenizer: Any) -> int | None:
+    """See `Conventions`, of a teacher whose student reads no segment ids."""
+    reads = "token_type_ids" in inspect.signature(teacher.forward).parameters
+    if "token_type_ids" not in tokenizer.model_input_names or not reads:
+        return None
+    # Some have a table of one row, for whatever they are given.
+    if getattr(teacher.config, "type_vocab_size", 2) < 2:
+        return None
+    try:
+        return find_separator(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"Teacher {name} reads segment ids, the run's model does not: {error}.") from error
+
+
+@torch.no_grad()
+def _find_vocabulary(
+    name: str, student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: Any, batch: Mapping[str, Any]
+) -> int | None:
+    """How many outputs stand for tokens, where one of two language models has more than the other; None: all."""
+    text = {key: value[None] for key, value in split_texts(batch)[0].items()}
+    widths = [model(**readable(model, text)).logits.shape[-1] for model in (student, teacher)]
+    tokens = 1 + max(tokenizer.get_vocab().values())
+    if widths[0] == widths[1]:
+        return None
+    if min(widths) < tokens:
+        raise ValueError(
+            f"Teacher {name} has {widths[1]} outputs, the student {widths[0]}, and their tokenizer {tokens} tokens; "
+            "both need one for each token."
+        )
+    return tokens
 
 
 def _match_layers(
-    options: Distill, student: PreTrainedModel, teacher: PreTrainedModel, batch: Mapping[str, Any]
+    options: Distill,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    conventions: Conventions,
+    batch: Mapping[str, Any],
 ) -> tuple[int, ...]:
     losses = None
     if options.layers == "learned":
         with torch.no_grad():
-            states = [compute_states(model, batch, Wanted(scores=False))[1] for model in (student, teacher)]
-        losses = layer_losses(*states)
+            _, own = compute_states(student, batch, Wanted(scores=False))
+            _, held = compute_states(teacher, readable(teacher, conventions.read(batch)), Wanted(scores=False))
+        losses = layer_losses(own, held)
     return map_layers(options.layers, student.config.num_hidden_layers, teacher.config.num_hidden_layers, losses)
+
+
+def read_texts(data: Encoded, rows: Sequence[int], collate: Any) -> Iterator[Text]:
+    """Some rows of a split as a teacher is asked about them, one after the other."""
+    for start in range(0, len(rows), CALIBRATION):
+        yield from split_texts(collate([data[row] for row in rows[start : start + CALIBRATION]]))
 
 
 def open_distiller(
@@ -132,30 +292,28 @@ def open_distiller(
     matched: Matched,
     student: PreTrainedModel,
     task: Task,
-    batch: Mapping[str, Any],
-    lengths: Sequence[int],
+    texts: Iterable[Text],
     run: Path,
     ranks: Ranks | None = None,
 ) -> Distiller:
-    """The distiller of a run. batch: some texts; lengths: tokens of those that the run will see; run: its folder."""
+    """The distiller of a run. texts: those that the run will see; run: its folder."""
     ranks = ranks or Ranks()
     answers: Cache | Live
     if options.literal:
         answers = Live(matched.teacher, "a teacher with dropout answers differently every time (literal)")
     elif task.kind == "masked-lm":
         answers = Live(
-            matched.teacher, "other tokens are hidden in every batch, so that no text comes twice (masked-lm)"
+            matched.teacher, "other tokens are hidden in every epoch, so that no text comes twice (masked-lm)"
         )
     elif options.cache is False:
         answers = Live(matched.teacher, "cache is false")
     else:
-        own = run / _ANSWERS if options.cache is True else None
+        own = run / ANSWERS if options.cache is True else None
         folder = own or Path(str(options.cache)).expanduser()
         answers = open_answers(
             matched.teacher,
-            folder / cache_key(matched.teacher.model, matched.teacher.wanted, student.device),
-            lengths,
-            split_texts(batch)[0],
+            folder / cache_key(matched.teacher, student.device),
+            texts,
             options.cache_gib * 2**30,
             remove=own if ranks.is_first else None,
         )
@@ -207,6 +365,11 @@ class Distiller:
         if self._ranks.is_first:
             self._answers.close()
 
+    @property
+    def causal(self) -> bool:
+        """See `Matched`."""
+        return self._matched.causal
+
     def parameters(self) -> list[nn.Parameter]:
         """What is trained beside the student: projections."""
         projections = self._matched.projections
@@ -225,7 +388,10 @@ class Distiller:
     def terms(self, raw: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The loss terms of the batch that was watched last, by name; raw: what the student gave for it."""
         states = pick(read_states(raw, inputs, self._scores), self._wanted, type(self._student).__name__)
-        student = replace(read_outputs(raw, inputs), states=states)
+        own = read_outputs(raw, inputs)
+        cut = self._matched.teacher.conventions.cut
+        predictions = tuple(replace(each, logits=cut(each.logits)) for each in own.predictions)
+        student = replace(own, predictions=predictions, states=states)
         self._scores = None
         if self.options.literal:
             teacher = self._matched.teacher.answer_batch(inputs)

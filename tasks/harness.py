@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -70,10 +69,14 @@ class PruningTrainer(Trainer):
         self._parts = ranks.size * self.args.gradient_accumulation_steps
         self._shares: Shares | None = None
         if self._parts > 1:
-            count_of = partial(count_terms, next_token=task.kind == "causal-lm")
-            self._shares = Shares(ranks, len(train_lengths), batch_size, count_of)
+            self._shares = Shares(ranks, len(train_lengths), batch_size, self._count_terms)
             # Trainer scales by what models say of themselves, and those that take the number of items need not use it.
             self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, True
+
+    def _count_terms(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+        distiller = self.bridge.distiller
+        causal = distiller is not None and distiller.causal
+        return count_terms(inputs, next_token=self._task.kind == "causal-lm", causal=causal)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The usual optimizer, as the method wraps it."""
@@ -299,7 +302,12 @@ def total_steps(settings: Settings, rows: int) -> int:
     """Optimizer steps of a run on `rows` training rows."""
     if settings.max_steps is not None:
         return settings.max_steps
-    return math.ceil(settings.epochs * math.ceil(rows / settings.batch_size))
+    return math.ceil(settings.epochs * epoch_steps(settings, rows))
+
+
+def epoch_steps(settings: Settings, rows: int) -> int:
+    """Optimizer steps of an epoch of `rows` training rows; copies of texts, and a slice held out, change nothing."""
+    return math.ceil(rows / settings.batch_size)
 
 
 def make_trainer(
@@ -310,12 +318,16 @@ def make_trainer(
     method: Method,
     settings: Settings,
     steps: int,
+    epoch: int,
     run: RunDirectory,
     progress: Progress,
     ranks: Ranks | None = None,
     kind: Callable[..., PruningTrainer] = PruningTrainer,
 ) -> PruningTrainer:
-    """The trainer of a run, of a kind, with the bridge in place; the method must be attached already."""
+    """The trainer of a run, of a kind, with the bridge in place; the method must be attached already.
+
+    steps, epoch: optimizer steps of the run, and of one of its epochs.
+    """
     ranks = ranks or Ranks()
     accumulated = settings.gradient_accumulation_steps or 1
     args = TrainingArguments(
@@ -341,7 +353,9 @@ def make_trainer(
         save_steps=settings.checkpoint_every,
         # Two, because the older one must outlive the moment in which the newer one is written.
         save_total_limit=2,
-        eval_strategy="epoch" if settings.evaluate_each_epoch else "no",
+        # Not "epoch": the loader's epochs go over copies of texts too.
+        eval_strategy="steps" if settings.evaluate_each_epoch else "no",
+        eval_steps=epoch,
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,

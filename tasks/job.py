@@ -7,10 +7,11 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from argprune.models import (
     longest_text,
     measure_sparsity,
 )
+from argprune.models.teacher import Text
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import Dense, LowRank, Method, OneShot
 from argprune.tasks.augmentation import augment
@@ -42,9 +44,10 @@ from argprune.tasks.distillation import (
     find_distillation,
     match_teacher,
     open_distiller,
+    read_texts,
 )
-from argprune.tasks.encoded import Encoded
-from argprune.tasks.harness import PruningTrainer, make_trainer, total_steps
+from argprune.tasks.encoded import Encoded, LengthGroupedSampler
+from argprune.tasks.harness import PruningTrainer, epoch_steps, make_trainer, total_steps
 from argprune.tasks.low_rank import DenseSizes, factor, merge
 from argprune.tasks.one_shot import batches, check_one_shot, drawn, prune_one_shot
 from argprune.tasks.options import Plan
@@ -74,6 +77,7 @@ class Job:
     weights: list[Weight]
     data: Mapping[str, Encoded]
     steps: int
+    epoch: int
     ranks: Ranks
     # Of a low-rank run, before the weights became factors.
     dense_sizes: DenseSizes | None = None
@@ -107,7 +111,7 @@ class Job:
         data = {split: encoded(rows, by_length=split != "train") for split, rows in task.splits.items()}
         _check_lengths(model, data, settings)
         # A slice held out costs a method rows, not steps, and copies of texts take none.
-        steps = total_steps(settings, len(data["train"]))
+        steps, epoch = total_steps(settings, len(data["train"])), epoch_steps(settings, len(data["train"]))
         if method.holds_out:
             train, held = hold_out(task.splits["train"], settings.seed)
             data |= {"train": encoded(train, by_length=False), "held-out": encoded(held, by_length=True)}
@@ -121,7 +125,7 @@ class Job:
         # Now, so that weights which the method cannot prune are refused before a reference is trained for it.
         method.attach(weights, steps)
         check_shardable(settings, planned.method_name, method, distills=False)
-        job = Job(planned, task, tokenizer, model, weights, data, steps, ranks, sizes)
+        job = Job(planned, task, tokenizer, model, weights, data, steps, epoch, ranks, sizes)
         distill = find_distillation(settings, method)
         if distill is not None:
             check_student(distill, model, job.batch(2))
@@ -135,11 +139,20 @@ class Job:
         [batch] = batches(self.data["train"], drawn_rows, self.task.collator(self.tokenizer), rows)
         return batch
 
+    def _texts(self) -> Iterator[Text]:
+        """The training texts that the run comes to see: all, or those of the first steps of an epoch."""
+        data, settings = self.data["train"], self.planned.settings
+        order = LengthGroupedSampler(data.lengths, settings.batch_size, settings.seed, lambda: 0)
+        rows = list(islice(order, self.steps * settings.batch_size))
+        return read_texts(data, rows, self.task.collator(self.tokenizer))
+
     def match(self, teacher: str) -> Matched:
         """A teacher matched to the student, which has not learned yet."""
         distill = find_distillation(self.planned.settings, self.planned.method)
         assert distill is not None
-        return match_teacher(distill, teacher, self.model, self.tokenizer, self.task, self.batch(CALIBRATION))
+        longest = max(self.data["train"].lengths)
+        batch = self.batch(CALIBRATION)
+        return match_teacher(distill, teacher, self.model, self.tokenizer, self.task, batch, longest)
 
     def starting_from(self, folder: Path) -> Job:
         """The same with the model of a folder, to whose weights the method is attached."""
@@ -223,6 +236,7 @@ class Job:
             planned.method,
             planned.settings,
             self.steps,
+            self.epoch,
             run,
             progress,
             self.ranks,
@@ -251,8 +265,7 @@ class Job:
         if distill is None or not self.steps:
             return {"train": trainer.fit(checkpoint) if self.steps else 0.0}, facts
         matched = self.matched or self.match(str(reference and reference / MODEL))
-        seen = self.data["train"].lengths[: self.steps * settings.batch_size]
-        distiller = open_distiller(distill, matched, self.model, self.task, self.batch(1), seen, run.path, self.ranks)
+        distiller = open_distiller(distill, matched, self.model, self.task, self._texts(), run.path, self.ranks)
         trainer.bridge.distiller = distiller
         with distiller.teaching():
             seconds = {"train": trainer.fit(checkpoint)}

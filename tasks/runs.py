@@ -28,6 +28,8 @@ CONFIG, METRICS, LOG, MASKS, MODEL, CERTIFICATE, SCORES = (
     "scores.safetensors",
 )
 CHECKPOINT_DONE = "argprune.json"
+# The folder of a teacher's answers that end with the run.
+ANSWERS = "teacher-answers"
 # What `write_atomic` writes into.
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 # What torch says where a file ended early that it was writing.
@@ -108,7 +110,8 @@ class RunDirectory:
         """Remove what a run has put here; the reference run inside stays, other files too."""
         (self.path / METRICS).unlink(missing_ok=True)
         self.remove_checkpoints()
-        shutil.rmtree(self.path / MODEL, ignore_errors=True)
+        for name in (MODEL, ANSWERS):
+            shutil.rmtree(self.path / name, ignore_errors=True)
         # The configuration last: without it the folder is no run, and could not be cleared a second time.
         for name in (CERTIFICATE, LOG, MASKS, SCORES, CONFIG):
             (self.path / name).unlink(missing_ok=True)

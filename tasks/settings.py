@@ -32,7 +32,8 @@ class Distill(Distillation):
         teacher: of the outputs, a model fine-tuned on the task: a folder or a hub id (default: the dense reference).
         cache: true keeps the teacher's answers on disk during the run, so that it is asked once about each text; false
             asks it every time; a folder keeps them there for other runs too.
-        cache_gib: what the answers may take on disk; where they take more, the teacher is asked every time.
+        cache_gib: what the answers may take on disk, in a folder of several teachers together; where they would take
+            more, the teacher is asked every time.
     """
 
     teacher: str | None = None
@@ -116,7 +117,8 @@ class Settings:
         include: patterns of weight names to prune (fnmatch).
         exclude: patterns of weight names to leave dense.
         biases: prune the biases of these weights' layers too; they then count in every sparsity.
-        distill: learn from a teacher: true, or a mapping of what and how; see docs/theory/distillation.md.
+        distill: learn from a teacher: true, or a mapping of what and how (default: as the method does); false: from the
+            labels alone. See docs/theory/distillation.md.
         augment: train on altered copies of the texts too: true, or a mapping of how.
         checkpoint_every: optimizer steps between checkpoints.
         log_every: optimizer steps between lines of log.jsonl.
@@ -162,7 +164,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         TaskOptions.of(self)
-        object.__setattr__(self, "distill", _options("distill", Distill, self.distill))
+        # False is not None, which leaves it to the method whether to learn from a teacher.
+        if self.distill is not False:
+            object.__setattr__(self, "distill", _options("distill", Distill, self.distill))
         object.__setattr__(self, "augment", _options("augment", Augment, self.augment))
         if not isinstance(self.fsdp, bool | None):
             raise ValueError(f"fsdp {self.fsdp!r}; give true or false.")

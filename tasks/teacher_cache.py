@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -25,30 +25,36 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from argprune.models.teacher import Answer, Teacher, Text, Wanted, text_key
+from argprune.models.teacher import Answer, Conventions, Teacher, Text, text_key
 
 # A number to change with what files hold.
 _FORMAT = 1
 # A shard is written when it holds so many answers, or so many bytes.
 _SHARD_TEXTS, _SHARD_BYTES = 256, 64 << 20
+# What a file has for a tensor besides its numbers, at the most: name, type, shape, place, and the text's key.
+_HEADER = 160
 # How many of an answer's dimensions are tokens; logits have one where they have two dimensions.
 _TOKEN_DIMS = {"start_logits": 1, "end_logits": 1, "embedding": 1, "layers": 1, "scores": 2}
 
 
 class Live:
-    """Answers that are computed whenever they are asked for. reason: why, for the report."""
+    """Answers that are computed whenever they are asked for.
 
-    def __init__(self, teacher: Teacher, reason: str) -> None:
-        self._teacher, self._reason = teacher, reason
+    reason: why, for the report. remove: as of `Cache`; a run that was killed may have left it.
+    """
+
+    def __init__(self, teacher: Teacher, reason: str, *, remove: Path | None = None) -> None:
+        self._teacher, self._reason, self._remove = teacher, reason, remove
 
     def answers(self, texts: Sequence[Text]) -> list[Answer]:
         """The teacher's answers, one a text."""
         return [self._teacher.answer(text) for text in texts]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing is open; remove what there is to remove."""
+        _remove(self._remove)
 
     def report(self) -> dict[str, Any]:
         """What metrics.json says."""
@@ -58,13 +64,12 @@ class Live:
 class Cache:
     """Answers from a folder; those that it lacks are computed, and kept in it.
 
-    folder: that of one key. remove: a folder that `close` removes, with all of it. Raises ValueError for a shard that
-    cannot be read.
+    folder: that of one key, made with the first shard. remove: a folder that `close` removes, with all of it. Raises
+    ValueError for a shard that cannot be read.
     """
 
     def __init__(self, teacher: Teacher, folder: Path, *, remove: Path | None = None) -> None:
         self._teacher, self._folder, self._remove = teacher, folder, remove
-        folder.mkdir(parents=True, exist_ok=True)
         # The open shard in which a text's answer is.
         self._shards: dict[str, Any] = {}
         for path in sorted(folder.glob("*.safetensors")):
@@ -77,13 +82,22 @@ class Cache:
         """The teacher's answers, one a text."""
         return [self._answer(text) for text in texts]
 
+    def lacking(self, texts: Iterable[Text]) -> Iterator[Text]:
+        """Of some texts those whose answers are not on disk, each once."""
+        known = set(self._shards)
+        for text in texts:
+            key = text_key(text)
+            if key not in known:
+                known.add(key)
+                yield text
+
     def close(self) -> None:
         """Write what waits, or remove all."""
         if self._remove is None:
             self._write()
         else:
             self._shards.clear()
-            shutil.rmtree(self._remove)
+            _remove(self._remove)
 
     def report(self) -> dict[str, Any]:
         """What metrics.json says: how often the teacher was asked, and how often it had to compute."""
@@ -110,6 +124,7 @@ class Cache:
     def _write(self) -> None:
         if not self._waiting:
             return
+        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{uuid.uuid4().hex}.safetensors"
         tensors = {f"{key}.{name}": value for key, answer in self._waiting.items() for name, value in answer.items()}
         names = list(next(iter(self._waiting.values())))
@@ -132,36 +147,56 @@ class Cache:
 
 
 def open_answers(
-    teacher: Teacher, folder: Path, lengths: Sequence[int], sample: Text, limit: float, *, remove: Path | None
+    teacher: Teacher, folder: Path, texts: Iterable[Text], limit: float, *, remove: Path | None
 ) -> Cache | Live:
     """The cache in a folder, where what is to come fits; answers computed every time where it does not.
 
-    lengths: tokens of the texts that will be asked about; sample: one of them, by whose answer the size is estimated;
-    limit: bytes that the folder may grow to; nine tenths of what is free on the disk is a limit too. remove: see
-    `Cache`.
+    folder: see `Cache`; those of all keys lie side by side. texts: those that will be asked about; the answers that are
+    not there yet are estimated by one of them. limit: bytes that all keys may take together; nine tenths of what is
+    free on the disk is a limit to what is not there yet. remove: see `Cache`.
     """
-    size = estimated_bytes(teacher.answer(sample), len(sample["input_ids"]), lengths)
-    existing = folder
-    while not existing.is_dir():
-        existing = existing.parent
+    cache = Cache(teacher, folder, remove=remove)
+    lacking = cache.lacking(texts)
+    sample = next(lacking, None)
+    if sample is None:
+        return cache
+    tokens = len(sample["input_ids"])
+    lengths = [tokens, *(len(text["input_ids"]) for text in lacking)]
+    answer = teacher.answer(sample)
+    size = estimated_bytes(answer, tokens, lengths) + len(lengths) * len(answer) * _HEADER
+    held = sum(path.stat().st_size for path in folder.parent.glob("*/*.safetensors"))
+    existing = _existing(folder)
     free = shutil.disk_usage(existing).free
-    if size > limit:
-        return Live(teacher, f"answers to {len(lengths)} texts take {_gib(size)} of {_gib(limit)} allowed (cache_gib)")
+    what = f"answers to {len(lengths)} texts take {_gib(size)}"
+    if held + size > limit:
+        beside = f" beside {_gib(held)} that are there," if held else ""
+        return Live(teacher, f"{what}{beside} of {_gib(limit)} allowed (cache_gib)", remove=remove)
     if size > 0.9 * free:
-        return Live(teacher, f"answers to {len(lengths)} texts take {_gib(size)} of {_gib(free)} free in {existing}")
-    return Cache(teacher, folder, remove=remove)
+        return Live(teacher, f"{what} of {_gib(free)} free in {existing}", remove=remove)
+    return cache
 
 
-def cache_key(model: nn.Module, wanted: Wanted, device: torch.device) -> str:
+def check_folder(folder: Path) -> None:
+    """Raise ValueError, one line, where a folder for answers cannot be made or written to."""
+    existing = _existing(folder)
+    if not existing.is_dir():
+        raise ValueError(f"distill cache {folder}: {existing} is a file; give a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"distill cache {folder}: {existing} cannot be written to; give another folder.")
+
+
+def cache_key(teacher: Teacher, device: torch.device) -> str:
     """What an answer's bits depend on besides its text, as a sha256."""
-    digest = hashlib.sha256()
+    digest, model = hashlib.sha256(), teacher.model
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     depends = {
         "format": _FORMAT,
-        "config": getattr(model, "config", None) and _configuration(model),
-        "wanted": asdict(wanted),
+        "config": _configuration(model),
+        "wanted": asdict(teacher.wanted),
+        # Only where there are some: teachers without have the keys that they had before there were any.
+        **({} if teacher.conventions == Conventions() else {"conventions": asdict(teacher.conventions)}),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         # Sums depend on their number in the last bits.
@@ -190,6 +225,19 @@ def _configuration(model: Any) -> Mapping[str, Any]:
     # Where the folder was, and who wrote it, decides nothing.
     values = model.config.to_dict()
     return {key: value for key, value in values.items() if key not in ("_name_or_path", "transformers_version")}
+
+
+def _existing(path: Path) -> Path:
+    """A path, or what there is of the way to it."""
+    # Not `Path.exists`, which raises where a folder on the way may not be read.
+    while not os.path.exists(path):
+        path = path.parent
+    return path
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None and folder.exists():
+        shutil.rmtree(folder)
 
 
 def _gib(size: float) -> str:

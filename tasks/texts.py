@@ -132,8 +132,8 @@ class Classification:
                 raise ValueError(f"task {self.name}: split {split!r} has labels {sorted(unseen)}; known: {known}.")
 
     def model_options(self) -> dict[str, Any]:
-        """The number of labels."""
-        return {"num_labels": len(self.labels)}
+        """The labels."""
+        return {"labels": tuple(self.labels)}
 
     def encode(self, rows: Sequence[Row], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
         """`encode_rows`."""

@@ -57,8 +57,8 @@ class Entities:
         check_splits(self.name, self.splits)
 
     def model_options(self) -> dict[str, Any]:
-        """The number of tags."""
-        return {"num_labels": len(self.labels)}
+        """The tags."""
+        return {"labels": tuple(self.labels)}
 
     def encode(self, rows: Sequence[Sentence], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
         """Pieces of the words, cut to `max_length`; the first of each word is labelled, others are -100.

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from argprune.models.attention_scores import Scores, collect_scores, handing_out_scores
 from argprune.models.outputs import read_outputs, read_states
-from argprune.models.teacher import Teacher, Wanted, compute_states, join_answers, split_texts, text_key
+from argprune.models.teacher import (
+    Conventions,
+    Teacher,
+    Wanted,
+    compute_states,
+    find_separator,
+    join_answers,
+    split_texts,
+    text_key,
+)
 from argprune.solvers.distillation import Distillation
 from argprune.solvers.methods import Outputs
 
@@ -279,3 +288,72 @@ def test_models_without_hidden_states_are_refused() -> None:
     model = RecurrentForCausalLM(RecurrentConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1)).eval()
     with pytest.raises(ValueError, match=r"^RecurrentForCausalLM gives no hidden states\. Set hidden and embedding"):
         compute_states(model, batch([9]), Wanted(scores=False))
+
+
+# Conventions
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_segments_are_those_that_the_teacher_would_have_read(left: bool) -> None:
+    # Padded with the separator itself, as models without a token for padding are.
+    inputs = batch([9, 7, 5], left=left)
+    separator = 1
+    real = inputs["attention_mask"].bool()
+    firsts = [int(row.int().argmax()) for row in real]
+    for row, (first, places) in enumerate(zip(firsts, [(3, 8), (2, 6), (4,)], strict=True)):
+        for place in places:
+            inputs["input_ids"][row, first + place] = separator
+    segments = torch.zeros_like(inputs["input_ids"])
+    segments[0, firsts[0] + 4 : firsts[0] + 9] = 1
+    segments[1, firsts[1] + 3 : firsts[1] + 7] = 1
+    read = Conventions(separator).read(inputs)
+    assert torch.equal(read["token_type_ids"], segments)
+    assert set(read) == {*inputs, "token_type_ids"}
+    teacher = Teacher(made("bert"), Wanted(), conventions=Conventions(separator))
+    told = Teacher(made("bert"), Wanted())
+    for text, known in zip(split_texts(inputs), split_texts({**inputs, "token_type_ids": segments}), strict=True):
+        one, other = teacher.answer(text), told.answer(known)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    [text, *_] = split_texts(inputs)
+    assert not torch.equal(told.answer(text)["logits"], teacher.answer(text)["logits"])
+    inputs = labelled("classification", inputs)
+    padded = teacher.answer_batch(inputs).predictions[0].logits
+    assert torch.equal(padded, told.answer_batch({**inputs, "token_type_ids": segments}).predictions[0].logits)
+
+
+def test_classes_are_numbered_as_the_students() -> None:
+    inputs = labelled("classification", batch([7, 5]))
+    [text, _] = split_texts(inputs)
+    plain = Teacher(made("bert"), Wanted())
+    moved = Teacher(made("bert"), Wanted(), conventions=Conventions(order=(2, 0, 1)))
+    assert torch.equal(moved.answer(text)["logits"], plain.answer(text)["logits"][[2, 0, 1]])
+    own, other = (teacher.answer_batch(inputs).predictions[0].logits for teacher in (plain, moved))
+    assert torch.equal(other, own[:, [2, 0, 1]])
+
+
+def test_outputs_that_are_no_tokens_are_left_out() -> None:
+    teacher = Teacher(made("gpt2"), Wanted(), conventions=Conventions(vocabulary=40))
+    [text] = split_texts(batch([7]))
+    assert torch.equal(teacher.answer(text)["logits"], Teacher(made("gpt2"), Wanted()).answer(text)["logits"][:, :40])
+
+
+def words(template: str | None, **special: str) -> Any:
+    """A tokenizer of the words a and b, with the given layout of pairs."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[CLS]", "[SEP]", "a", "b"])}, "a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if template is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair=template, special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
+        )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def test_where_second_segments_begin_is_asked_of_the_tokenizer() -> None:
+    special = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    assert find_separator(words("[CLS] $A [SEP] $B:1 [SEP]:1", **special)) == 1
+    assert find_separator(words("[CLS] $A [SEP] $B [SEP]", **special)) is None
+    for other in (words("[CLS] $A [SEP]:1 $B:1 [SEP]:1", **special), words("$A:0 $B:1", **special), words(None)):
+        with pytest.raises(ValueError, match="its second segments do not begin after the first separator"):
+            find_separator(other)

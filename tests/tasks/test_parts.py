@@ -63,7 +63,8 @@ def test_what_terms_are_means_over() -> None:
     assert count_terms(batch) == {"targets": 2, "tokens": 5, "pairs": 13}
     assert count_terms({**batch, "labels": torch.tensor([0, 1])})["targets"] == 2
     assert count_terms({**batch, "labels": labels})["targets"] == 3
-    assert count_terms({**batch, "labels": labels}, next_token=True) == {"targets": 1, "tokens": 5, "pairs": 9}
+    assert count_terms({**batch, "labels": labels}, next_token=True) == {"targets": 1, "tokens": 5, "pairs": 13}
+    assert count_terms(batch, causal=True) == {"targets": 2, "tokens": 5, "pairs": 9}
 
 
 @pytest.mark.parametrize("steps", [0, -1])
