@@ -132,7 +132,10 @@ def test_the_mark_is_the_one_that_most_tokens_start_with(tmp_path: Path) -> None
     assert {"##", "####"} <= set(tokenizer.get_vocab())
     text = tokenizer("house big #### cat")
     tokens = tokenizer.convert_ids_to_tokens(text["input_ids"])
-    assert [tokens[place] for place in Words(tokenizer).places(text)] == ["\u0120house", "\u0120big", "\u0120cat"]
+    words = Words(tokenizer)
+    places = words.places(text)
+    assert [tokens[place] for place in places] == ["\u0120house", "\u0120big", "\u0120cat"]
+    assert [words.of[text["input_ids"][place]] for place in places] == ["house", "big", "cat"]
 
 
 def test_a_vocabulary_without_words_is_refused(tiny_model: str) -> None:
