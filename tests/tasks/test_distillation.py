@@ -27,13 +27,15 @@ from transformers import (
 
 from argprune import prune
 from argprune.cli import main
-from argprune.models import load_tokenizer
+from argprune.models import load_model, load_tokenizer
 from argprune.solvers.methods import SparseBERT
 from argprune.tasks import teacher_cache
 from argprune.tasks.distillation import match_labels
+from argprune.tasks.kinds.entities import Entities, Sentence
 from argprune.tasks.options import plan
 from argprune.tasks.runs import RunDirectory
 from argprune.tasks.settings import Distill, Settings
+from argprune.tasks.texts import SPLITS
 
 STEPS = 8
 
@@ -404,6 +406,13 @@ def test_what_is_saved_says_what_its_labels_are_called(pairs: dict[str, Any], tm
         config = json.loads((folder / "model" / "config.json").read_text())
         assert config["id2label"] == {"0": "first", "1": "second"}
         assert config["label2id"] == {"first": 0, "second": 1}
+
+
+def test_taggers_say_what_their_tags_are_called(tiny_model: str) -> None:
+    rows = [Sentence(("w1", "w2"), ("O", "B-X"))]
+    task = Entities("tags", ["O", "B-X", "I-X"], dict.fromkeys(SPLITS, rows))
+    config = load_model(tiny_model, kind=task.kind, **task.model_options()).config
+    assert config.id2label == {0: "O", 1: "B-X", 2: "I-X"}
 
 
 @pytest.mark.parametrize("padded", ["teacher", "student"])
