@@ -448,9 +448,9 @@ def test_scores_of_causal_classifiers_count_alike_in_parts(job: dict[str, Any], 
     load_tokenizer(job["model"]).save_pretrained(tmp_path / "teacher")
     distill = {"logits": 0, "embedding": 0, "hidden": 0, "teacher": str(tmp_path / "teacher")}
     losses = []
-    # Texts of all lengths in a batch.
-    parts = {**job, "model": str(tmp_path / "model"), "dense": tmp_path / "dense", "batch_size": 64, "max_steps": 1}
-    for accumulated in (1, 4):
+    # Texts of all lengths in a batch, and parts of one or two of them.
+    parts = {**job, "model": str(tmp_path / "model"), "dense": tmp_path / "dense", "batch_size": 60, "max_steps": 1}
+    for accumulated in (1, 40):
         run = prune(
             **{**parts, "log_every": 1, "gradient_accumulation_steps": accumulated},
             method="magnitude",
