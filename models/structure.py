@@ -117,7 +117,13 @@ def find_ties(model: nn.Module, kinds: Sequence[Kind], weights: Sequence[Weight]
                 )
             ties.append(tie)
     tied = {id(weight.parameter) for tie in ties for weight in tie.weights}
-    outside = [weight.name for weight in weights if id(weight.parameter) not in tied]
+    others = [weight for weight in weights if id(weight.parameter) not in tied]
+    outside = [weight.name for weight in others]
+    if outside and all(weight.parameter.ndim == 1 for weight in others):
+        raise ValueError(
+            f"{outside[0]!r}, as {len(outside)} biases in all, is what a layer adds that reads {' or '.join(kinds)}: "
+            "it belongs to none of them. Set biases to false."
+        )
     if outside:
         raise ValueError(
             f"{len(outside)} of the {len(weights)} weights to prune, such as {outside[0]!r}, hold no "

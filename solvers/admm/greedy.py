@@ -8,7 +8,7 @@ import torch
 
 from argprune.solvers.admm.layer import Layer, Pruned
 from argprune.solvers.admm.scaling import Scaled, refit
-from argprune.solvers.admm.supports import NM, Unstructured
+from argprune.solvers.admm.supports import NM, Support, Unstructured
 from argprune.solvers.criteria.layerwise import OBC, removals
 
 
@@ -35,6 +35,7 @@ class OBS:
 
     def prune(self, layer: Layer) -> Pruned:
         """The greedy support, and the best weights on it. Raises ValueError for groups, and a singular G."""
+        self.check(layer.support)
         criterion, gram, dense = OBC(self.damping), layer.gram.double(), layer.dense.double()
         once = {"moments": gram, "tokens": torch.ones((), dtype=torch.int64)}
         if isinstance(layer.support, NM):
@@ -43,12 +44,13 @@ class OBS:
             hessian, alive = criterion.hessian(once)
             order, _ = removals(hessian, dense * alive, (layer.support.n, layer.support.m))
             mask = torch.ones_like(dense, dtype=torch.bool).scatter_(1, order, False)
-        elif isinstance(layer.support, Unstructured):
-            mask = layer.support.select(criterion.scores(once, dense))
         else:
-            raise ValueError(
-                f"OBS: {layer.support}; it removes single weights. Give Unstructured or NM, or take 'alps'."
-            )
+            mask = layer.support.select(criterion.scores(once, dense))
         problem = Scaled.of(gram, dense, self.damping, torch.float64)
         fitted = refit(problem, problem.dense * mask, mask, layer.dense.shape[1], self.tol)
         return Pruned(problem.unscaled(fitted, layer), mask, {})
+
+    def check(self, support: Support) -> None:
+        """Raise ValueError for groups."""
+        if not isinstance(support, NM | Unstructured):
+            raise ValueError(f"OBS: {support}; it removes single weights. Give Unstructured or NM, or take 'alps'.")

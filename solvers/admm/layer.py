@@ -76,6 +76,14 @@ class LayerSolver(Protocol):
         """A weight in the moments' dtype that is zero outside a mask of the layer's support."""
 
 
+@runtime_checkable
+class ChecksSupport(Protocol):
+    """A layer solver that some supports are none of."""
+
+    def check(self, support: Support) -> None:
+        """Raise ValueError for a support that it cannot choose."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerSolution:
     """A pruned layer.

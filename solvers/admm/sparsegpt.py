@@ -37,7 +37,7 @@ class SparseGPT:
     def prune(self, layer: Layer) -> Pruned:
         """One pass over the columns. Raises ValueError for groups that reach over all columns, as rows do."""
         support, columns = layer.support, layer.dense.shape[1]
-        self._check(support)
+        self.check(support)
         moments = {"moments": layer.gram.double(), "tokens": torch.ones((), dtype=torch.int64)}
         hessian, alive = Scores(self.damping, self.block).hessian(moments)
         root = inverse_root(hessian).to(layer.dense)
@@ -60,7 +60,7 @@ class SparseGPT:
             weight[:, end:].addmm_(errors, root[start:end, end:], alpha=-1)
         return Pruned(weight, mask, {})
 
-    def _check(self, support: Support) -> None:
+    def check(self, support: Support) -> None:
         """Raise ValueError where a group does not lie within a block of columns."""
         groups = support.groups if isinstance(support, Grouped) else Elements()
         if not isinstance(groups, Elements | Blocks | Columns):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from argprune.solvers.ilp.exact import near_one, times_power
 from argprune.solvers.ilp.problem import Status
 
 # Halvings of the price's interval: as many as float64 can tell apart, about.
@@ -216,16 +217,26 @@ def _program(cost: Any, latency: Any, limit: float) -> tuple[Any, float, bool]:
 
     layers, width = cost.shape
     real = np.isfinite(cost).ravel()
+    # HiGHS has absolute tolerances: costs and latencies are brought near one, and what breaks the limit is cut off.
+    costs, exponent = near_one(cost.ravel()[real])
+    longest = float(latency.ravel()[real].max()) or 1.0
     one_each = sparse.kron(sparse.identity(layers), np.ones((1, width))).tocsr()[:, real]
-    solved = milp(
-        cost.ravel()[real],
-        integrality=np.ones(int(real.sum())),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(latency.ravel()[real][None], -np.inf, limit)],
-        options={"mip_rel_gap": 0.0},
-    )
-    if solved.x is None:
-        raise RuntimeError(f"HiGHS did not solve the mixed-integer program: {solved.message}")
-    chosen = np.zeros(layers * width)
-    chosen[real] = solved.x
-    return chosen.reshape(layers, width).argmax(1), float(solved.mip_dual_bound), solved.status == 0
+    within = LinearConstraint(latency.ravel()[real][None] / longest, -np.inf, limit / longest)
+    constraints = [LinearConstraint(one_each, 1, 1), within]
+    while True:
+        solved = milp(
+            costs,
+            integrality=np.ones(int(real.sum())),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0},
+        )
+        if solved.x is None:
+            raise RuntimeError(f"HiGHS did not solve the mixed-integer program: {solved.message}")
+        chosen = np.zeros(layers * width)
+        chosen[real] = solved.x
+        levels = chosen.reshape(layers, width).argmax(1)
+        if _sum(latency, levels) <= limit:
+            return levels, float(times_power(solved.mip_dual_bound, -exponent)), solved.status == 0
+        broken = (np.arange(width) == levels[:, None]).ravel()[real]
+        constraints.append(LinearConstraint(broken.astype(float)[None], -np.inf, layers - 1))

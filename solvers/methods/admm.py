@@ -155,7 +155,7 @@ class ADMM(Method):
         self._last: Residuals | None = None
         self._counters = {"changed": 0.0, "removed": 0.0, "top_up": 0.0}
         self._missed: float | None = None
-        if self._sets.supports and not isinstance(self._sets.final, L0Ball):
+        if self._sets.supports and not (self._sets.counted and isinstance(self._sets.final, L0Ball)):
             self._count()
 
     def _count(self) -> None:

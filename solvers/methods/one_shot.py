@@ -80,6 +80,10 @@ class OneShot(Method):
             raise ValueError(f"{name}: scope {self.scope!r} with pattern {self.pattern!r}; it is for 'unstructured'.")
         # Bad options of the solver and of the support shall fail here, not after hours of training.
         self._support, self._solver = self._make_support(), self._make_solver()
+        from argprune.solvers.admm.layer import ChecksSupport
+
+        if isinstance(self._solver, ChecksSupport):
+            self._solver.check(self._support)
 
     @property
     def support(self) -> Support:

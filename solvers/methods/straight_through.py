@@ -40,8 +40,14 @@ class Scores:
 
     def __init__(self, weights: Sequence[Weight], initial: float, optimizer: ScoreOptimizer) -> None:
         self._weights = weights
+        # In the order of the gradients, whatever that of the parameter is: a fused step goes through both as they lie.
         self.values = [
-            torch.full_like(w.parameter, initial, dtype=torch.promote_types(w.parameter.dtype, torch.float32)).detach()
+            torch.full_like(
+                w.parameter,
+                initial,
+                dtype=torch.promote_types(w.parameter.dtype, torch.float32),
+                memory_format=torch.contiguous_format,
+            ).detach()
             for w in weights
         ]
         self._optimizers: list[Optimizer] = [

@@ -64,7 +64,7 @@ class StrengthSearch:
 
         if not separable and not exact and start:
             return start * (1.02 if not enough(start) else 1 / 1.02)
-        low, high = _bracket(enough, start or 1.0, weight.name)
+        low, high = _bracket(enough, start if start > 1 / _LIMIT else 1.0, weight.name)
         for _ in range(_EXACT_HALVINGS if exact else _HALVINGS):
             if high / low < 1 + 1e-7:
                 break
@@ -110,8 +110,8 @@ def _bracket(enough: Callable[[float], bool], start: float, name: str) -> tuple[
     low, high = start, start * factor
     while not enough(high):
         factor = factor**2
-        low, high = high, high * factor
-        if high > _LIMIT:
+        low, high = high, min(high * factor, _LIMIT)
+        if low >= _LIMIT:
             raise ValueError(
                 f"{name or 'a weight'}: no strength of this regularizer makes enough entries zero. "
                 "Choose one with a kink or a jump at 0, such as l1, mcp or l0."

@@ -201,6 +201,8 @@ def test_ties_of_the_weights_to_prune() -> None:
     second = find_weights(model, include=["encoder.layer.1.*"], exclude=["*.attention.*"])
     assert [tie.name for tie in find_ties(model, ["neurons"], second)] == ["encoder.layer.1"]
     biased = find_weights(model, include=["*.self.*", "*.attention.output.*"], biases=True)
+    with pytest.raises(ValueError, match=r"output\.dense\.bias', as 2 biases in all, .*Set biases to false"):
+        find_ties(model, ["heads"], biased)
     biased = [weight for weight in biased if not weight.name.endswith("output.dense.bias")]
     assert [len(tie.parts) for tie in find_ties(model, ["heads"], biased)] == [7, 7]
     without = find_weights(model, exclude=["*.key.*"])

@@ -427,6 +427,9 @@ def test_a_set_that_does_not_allow_the_sparsity_says_which_it_allows() -> None:
     w = torch.nn.Parameter(torch.randn(4, 8))
     with pytest.raises(ValueError, match=r"give sparsity 0\.500"):
         ADMM(0.6, {"name": "n_m", "n": 1, "m": 2}).attach([Weight("w", w)], 10)
+    with pytest.raises(ValueError, match=r"give sparsity 0\.688"):
+        ADMM(0.5, {"name": "l0_ball", "keep": 10}).attach([Weight("w", w)], 10)
+    ADMM(0.5, {"name": "l0_ball", "keep": 16}).attach([Weight("w", w)], 10)
 
 
 def test_the_best_support_of_a_coupled_quadratic() -> None:

@@ -60,6 +60,24 @@ def test_dynamic_equals_the_mixed_integer_program(layers: int, seed: int) -> Non
     assert priced.gap <= 0.1 * priced.objective
 
 
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([1e-30, 1e-9, 1e-5, 1.0, 1e9]),
+    st.sampled_from([1e-12, 1e-7, 1e-5, 1.0, 1e6]),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_mixed_integer_program_is_right_in_any_unit(seed: int, unit: float, seconds: float) -> None:
+    """HiGHS's tolerances are absolute: small costs tied, and small latencies broke the limit."""
+    rng = np.random.default_rng(seed)
+    costs = np.sort(rng.random((4, 3)), axis=1) * unit
+    latencies = np.sort(rng.random((4, 3)), axis=1)[:, ::-1] * seconds
+    limit = float(latencies[:, 1].sum())
+    found, program = choose_levels(costs, latencies, limit), choose_levels(costs, latencies, limit, "exact")
+    assert program.latency <= limit
+    assert program.objective == pytest.approx(found.objective, rel=1e-7)
+    assert program.bound <= found.objective * (1 + 1e-7)
+
+
 def test_too_many_states_are_said() -> None:
     errors, times, limit = staircase(24, 2)
     found = choose_levels(errors, times, limit, most_states=1)

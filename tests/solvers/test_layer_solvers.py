@@ -11,6 +11,7 @@ from drawn_layers import REFUSED, SUPPORTS, make_layer, optimum, skip_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from argprune.solvers import methods
 from argprune.solvers.admm import (
     NM,
     SOLVERS,
@@ -125,6 +126,20 @@ def test_names_and_options_are_checked_in_one_line() -> None:
         with pytest.raises(ValueError, match=next(iter(options))) as caught:
             solver(**options)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (methods.SparseGPT, {"pattern": "rows"}),
+        (methods.SparseGPT, {"pattern": "2:4", "options": {"block": 6}}),
+        (methods.OBS, {"pattern": "columns"}),
+        (methods.OBS, {"pattern": "16x16"}),
+    ],
+)
+def test_methods_refuse_supports_before_any_training(method: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Give "):
+        method(0.5, **options)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -41,6 +41,25 @@ def test_a_search_that_cannot_succeed_says_so() -> None:
         optimizer.prox_()
 
 
+@pytest.mark.parametrize("regularizer", ["l1", "mcp"])
+def test_a_search_passes_zeros_that_were_there_before(regularizer: str) -> None:
+    """A quarter of the neurons was pruned before, and nothing moves them: until more is asked, any strength will do."""
+    up, down = (torch.nn.Parameter(torch.randn(shape) / 6) for shape in ((64, 32), (32, 64)))
+    with torch.no_grad():
+        up[:16], down[:, :16] = 0, 0
+    truth, method = torch.randn(32, 32), Proximal(0.6, regularizer)
+    method.attach([Weight("up", up), Weight("down", down)], 100)
+    optimizer = method.wrap_optimizer(torch.optim.AdamW([up, down], lr=1e-3))
+    for step in range(100):
+        optimizer.zero_grad()
+        (down @ up - truth).square().mean().backward()
+        method.before_step(step)
+        optimizer.step()
+        method.after_step(step, 1e-3)
+    masks = method.finish()
+    assert sum(int(mask.sum()) for mask in masks.values()) == pytest.approx(0.4 * 2 * 64 * 32, abs=1)
+
+
 def test_sampled_searches_come_close() -> None:
     parameter, _, optimizer = problem((400, 300))
     optimizer.strength = StrengthSearch(lambda: 0.8, lambda: False)

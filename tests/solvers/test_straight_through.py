@@ -17,7 +17,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from argprune.solvers.groups import Weight
 from argprune.solvers.methods import L0, Movement, SoftMovement
 from argprune.solvers.methods.base import keep_count
-from argprune.solvers.methods.straight_through import StraightThrough
+from argprune.solvers.methods.straight_through import Scores, StraightThrough
 from argprune.solvers.schedules import CubicSparsity, Phases
 
 TOTAL, RATE = 40, 0.02
@@ -501,6 +501,20 @@ def test_scores_of_bfloat16_weights_are_float32(cls: Any, options: dict[str, Any
     assert {weight.parameter.dtype for weight in run.weights} == {torch.bfloat16}
     run.all()
     assert sum(run.zeros()) == 90
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_how_a_weight_lies_in_memory_makes_no_difference_to_its_scores(optimizer: Any) -> None:
+    values = torch.randn(3, 4)
+    learned = []
+    for weight in (values, values.t().contiguous().t()):
+        scores = Scores([Weight("w", torch.nn.Parameter(weight))], 0.0, optimizer)
+        for step in range(3):
+            gradient = scores.buffer(0)
+            gradient.copy_(torch.arange(-6.0, 6.0).view(3, 4) * (step - 0.5))
+            scores.learn(0, gradient, 0.1)
+        learned.append(scores.values[0])
+    torch.testing.assert_close(*learned)
 
 
 @all_methods
