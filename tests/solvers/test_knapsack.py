@@ -72,7 +72,8 @@ def test_the_mixed_integer_program_is_right_in_any_unit(seed: int, unit: float, 
     costs = np.sort(rng.random((4, 3)), axis=1) * unit
     latencies = np.sort(rng.random((4, 3)), axis=1)[:, ::-1] * seconds
     limit = float(latencies[:, 1].sum())
-    found, program = choose_levels(costs, latencies, limit), choose_levels(costs, latencies, limit, "exact")
+    tables = costs.tolist(), latencies.tolist()
+    found, program = choose_levels(*tables, limit), choose_levels(*tables, limit, "exact")
     assert program.latency <= limit
     assert program.objective == pytest.approx(found.objective, rel=1e-7)
     assert program.bound <= found.objective * (1 + 1e-7)
