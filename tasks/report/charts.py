@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from argprune.tasks.report.folders import Found, Loaded
 from argprune.tasks.report.statistics import quantile
-from argprune.tasks.report.tables import DENSE, Row, Tables, smaller_is_better, split_name
+from argprune.tasks.report.tables import DENSE, Row, Tables, cell_of, smaller_is_better, split_name
 
 # Of logs: what says nothing that the others do not.
 _NOT_DRAWN = ("epoch", "tokens", "seconds", "bound")
@@ -38,30 +39,32 @@ def curve_looks(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 
 
 def chart_data(
-    found: Found, tables: Tables, cells: Sequence[tuple[str, str]], curves: Mapping[str, Any]
+    found: Found, tables: Tables, cells: Sequence[tuple[str, str, str]], curves: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the page's script reads."""
     places = {label: index for index, label in enumerate(curves)}
-    of_cell = [[row for row in tables.runs if (row["task"], row["model"]) == cell] for cell in cells]
+    of_cell = [[row for row in tables.runs if cell_of(row) == cell] for cell in cells]
+    measures = Counter((task, model) for task, model, _ in cells)
     freedom = max(1, len(tables.runs))
     names, layers = _layers(tables)
     steps, logs = _logs(found.runs)
     return {
         "cells": [
             {
-                "label": " · ".join((task, Path(model).name)),
-                "metric": rows[0]["metric"],
+                # Named only where it tells cells apart.
+                "label": " · ".join((task, Path(model).name, *[metric] * (measures[task, model] > 1))),
+                "metric": metric,
                 "percent": is_share(rows),
                 "smaller": smaller_is_better(rows[0]),
             }
-            for (task, model), rows in zip(cells, of_cell, strict=True)
+            for (task, model, metric), rows in zip(cells, of_cell, strict=True)
         ],
         "curves": list(curves.values()),
         "runs": [
             {
                 "index": index,
                 "name": row["run"],
-                "cell": cells.index((row["task"], row["model"])),
+                "cell": cells.index(cell_of(row)),
                 "curve": places[row["curve"]],
                 "variant": row["variant"],
                 "dense": row["method"] == DENSE,
@@ -80,7 +83,7 @@ def chart_data(
         "layers": layers,
         "comparisons": [
             {
-                "cell": cells.index((row["task"], row["model"])),
+                "cell": cells.index(cell_of(row)),
                 "target": row["sparsity_target"],
                 "first": row["first"],
                 "second": row["second"],

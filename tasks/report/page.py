@@ -24,7 +24,7 @@ from argprune.tasks.report.charts import chart_data, curve_looks, is_share
 from argprune.tasks.report.files import describe, table_paths
 from argprune.tasks.report.folders import UNREADABLE, Found, Loaded
 from argprune.tasks.report.pictures import Picture, draw_masks
-from argprune.tasks.report.tables import DENSE, Row, Tables, smaller_is_better
+from argprune.tasks.report.tables import DENSE, Row, Tables, cell_of, smaller_is_better
 
 # Pictures on one page, and their bytes; it is said where more were left out.
 _PICTURES, _PICTURE_BYTES = 24, 400_000
@@ -38,7 +38,7 @@ def render(found: Found, tables: Tables, title: str, output: Path) -> str:
         (here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html")
     )
     curves = curve_looks(tables.runs)
-    cells = list(dict.fromkeys((row["task"], row["model"]) for row in tables.runs))
+    cells = list(dict.fromkeys(map(cell_of, tables.runs)))
     data = chart_data(found, tables, cells, curves)
     content = {
         "title": title,
@@ -98,9 +98,9 @@ def _subtitle(tables: Tables) -> str:
 
 
 def _best(rows: Sequence[Row]) -> str:
-    """A sentence on the hardest sparsity that several curves share, on the first task."""
-    task, model = rows[0]["task"], rows[0]["model"]
-    here = [row for row in rows if (row["task"], row["model"]) == (task, model)]
+    """A sentence on the hardest sparsity that several curves share, in the first cell, on its first run's test rows."""
+    task = rows[0]["task"]
+    here = [row for row in rows if (cell_of(row), row["test_rows"]) == (cell_of(rows[0]), rows[0]["test_rows"])]
     curves: dict[float, dict[str, list[float]]] = {}
     for row in here:
         curves.setdefault(row["sparsity_target"], {}).setdefault(row["curve"], []).append(row["score"])

@@ -116,42 +116,47 @@ def command(run: Loaded) -> str:
 
 
 def compare(rows: Sequence[Row], paths: Mapping[str, Path]) -> list[Row]:
-    """Every pair of curves at every task, model and sparsity, by what stands for each: runs of equal seeds, paired.
+    """Every pair of curves of a cell (see `cell_of`) at every sparsity, by what stands for each, paired by seeds.
 
-    The difference is first minus second, of the task's metric on test. p-values with `_holm` are adjusted for all pairs
-    of that task, model and sparsity. `examples_*` need runs that kept how each test example was done; their difference
-    is the mean over seeds.
+    Runs that were tested on other examples are no pair. The difference is first minus second, of the metric on test.
+    p-values with `_holm` are adjusted for all pairs of that cell and sparsity. `examples_*` need runs that kept how
+    each test example was done; their difference is the mean over seeds.
     """
-    cells: dict[tuple[str, str, float], dict[str, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
+    cells: dict[tuple[str, str, str, float], dict[str, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row["picked"] and row["method"] != DENSE:
-            cells[row["task"], row["model"], row["sparsity_target"]][row["curve"]][row["seed"]] = row
+            cells[*cell_of(row), row["sparsity_target"]][row["curve"]][row["seed"]] = row
     return [row for cell, curves in sorted(cells.items()) for row in _compare_cell(cell, curves, paths)]
 
 
+def cell_of(row: Row) -> tuple[str, str, str]:
+    """What runs have in common that may stand side by side: task, model and metric."""
+    return row["task"], row["model"], row["metric"]
+
+
 def _compare_cell(
-    cell: tuple[str, str, float], curves: Mapping[str, Mapping[int, Row]], paths: Mapping[str, Path]
+    cell: tuple[str, str, str, float], curves: Mapping[str, Mapping[int, Row]], paths: Mapping[str, Path]
 ) -> list[Row]:
     block: list[Row] = []
     by_example: list[tuple[Row, Any, str]] = []
     scores = {run["run"]: read_scores(paths[run["run"]]) for runs in curves.values() for run in runs.values()}
     for first, second in combinations(sorted(curves), 2):
         seeds = sorted(set(curves[first]) & set(curves[second]))
-        if not seeds:
-            continue
         pairs = [(curves[first][seed], curves[second][seed]) for seed in seeds]
+        pairs = [pair for pair in pairs if _tested_alike(*pair, *(scores[run["run"]] for run in pair))]
+        if not pairs:
+            continue
         test = seeds_test([one["score"] - other["score"] for one, other in pairs])
         row: Row = {
-            **dict(zip(("task", "model", "sparsity_target"), cell, strict=True)),
+            **dict(zip(("task", "model", "metric", "sparsity_target"), cell, strict=True)),
             "first": first,
             "second": second,
             "first_variant": pairs[0][0]["variant"],
             "second_variant": pairs[0][1]["variant"],
             "first_steps": pairs[0][0]["steps"],
             "second_steps": pairs[0][1]["steps"],
-            "metric": pairs[0][0]["metric"],
             "difference": test.interval.mean,
-            "seeds": len(seeds),
+            "seeds": len(pairs),
             **_tested("seeds", test),
             "examples": None,
             **_tested("examples", None),
@@ -173,6 +178,13 @@ def _compare_cell(
         for row, value in zip(tested, holm([row[f"{kind}_p"] for row in tested]), strict=True):
             row[f"{kind}_p_holm"] = value
     return block
+
+
+def _tested_alike(first: Row, second: Row, own: Any, other: Any) -> bool:
+    """Whether two runs were tested on the same examples, as far as is known; own, other: `read_scores` of them."""
+    counts = {first["test_rows"], second["test_rows"]} - {None}
+    digests = {scores[1] for scores in (own, other) if scores}
+    return len(counts) <= 1 and len(digests) <= 1
 
 
 def _tested(kind: str, test: Test | None) -> Row:
@@ -300,7 +312,7 @@ def _pick(rows: Sequence[Row]) -> None:
     """Mark the runs of the variant that stands for its curve, at each task, model and sparsity."""
     cells: dict[tuple[Any, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        key = row["task"], row["model"], row["curve"], row["sparsity_target"]
+        key = *cell_of(row), row["curve"], row["sparsity_target"]
         cells[key][row["variant"]].append(row)
     for variants in cells.values():
         sign = -1 if smaller_is_better(next(iter(variants.values()))[0]) else 1

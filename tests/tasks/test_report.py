@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -136,6 +136,38 @@ def test_runs_without_examples_are_paired_over_seeds(runs: Path, tmp_path: Path)
     assert "did not keep how each test example was done" in page
     [row] = rows_of(tmp_path / "report-comparisons.csv")
     assert (row["seeds"], row["examples"], row["examples_p"]) == ("2", "", "")
+
+
+def test_what_cannot_be_compared_is_not(runs: Path, tmp_path: Path) -> None:
+    """Other metrics of a task, and other test examples."""
+
+    def altered(name: str, source: str, change: Callable[[dict[str, Any]], None]) -> None:
+        shutil.copytree(runs / source, tmp_path / "runs" / name)
+        (tmp_path / "runs" / name / "scores.safetensors").unlink()
+        path = tmp_path / "runs" / name / "metrics.json"
+        metrics = json.loads(path.read_text())
+        change(metrics)
+        path.write_text(json.dumps(metrics))
+
+    def of_other_metric(metrics: dict[str, Any]) -> None:
+        metrics |= {"metric": "perplexity", "larger_is_better": False}
+        metrics["config"]["objective"] = "masked-lm"
+        for scores in (*metrics["pruned"].values(), *metrics["dense"].values()):
+            scores["perplexity"] = 13.0
+
+    def of_other_rows(metrics: dict[str, Any]) -> None:
+        metrics["config"]["eval_rows"] = 20
+        metrics["rows"] = {"test": 20}
+
+    altered("plain", "magnitude-0.5-0", lambda metrics: None)
+    altered("other", "rpp-0.5-0", of_other_metric)
+    altered("fewer", "rpp-0.5-0", of_other_rows)
+    page = report(tmp_path / "report.html", tmp_path / "runs")
+    assert not (tmp_path / "report-comparisons.csv").exists()
+    data = data_of(page)
+    assert sorted(cell["metric"] for cell in data["cells"]) == ["accuracy", "perplexity"]
+    assert {cell["label"].rpartition(" · ")[2] for cell in data["cells"]} == {"accuracy", "perplexity"}
+    assert "best accuracy on words is 13" not in page
 
 
 def test_numbers_are_tuned_and_words_are_curves(runs: Path, tmp_path: Path) -> None:
