@@ -12,6 +12,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -55,6 +56,20 @@ def bart() -> Any:
         **sizes,
     )
     return BartForConditionalGeneration(config)
+
+
+def generation() -> GenerationConfig:
+    """Generation that is not the default in anything: other texts show where it is lost."""
+    return GenerationConfig(
+        num_beams=3,
+        no_repeat_ngram_size=2,
+        max_new_tokens=12,
+        forced_bos_token_id=5,
+        forced_eos_token_id=7,
+        eos_token_id=7,
+        pad_token_id=0,
+        decoder_start_token_id=2,
+    )
 
 
 def albert() -> Any:

@@ -16,6 +16,7 @@ from argprune.models.export.layers import SparseLinear as SparseLinear
 from argprune.models.export.layers import Unsuitable as Unsuitable
 from argprune.models.export.layers import sparse_layer as sparse_layer
 from argprune.models.export.loading import load_shrunk as load_shrunk
+from argprune.models.export.loading import save_configs as save_configs
 from argprune.models.export.onnx import OnnxModel as OnnxModel
 from argprune.models.export.onnx import export_onnx as export_onnx
 from argprune.models.export.shrink import Shrunk as Shrunk

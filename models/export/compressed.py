@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from argprune.models.export.loading import build_model, load_state
+from argprune.models.export.loading import build_model, load_state, save_configs
 
 FILE = "model.compressed.safetensors"
 _FORMAT = "argprune-compressed-1"
@@ -46,7 +46,7 @@ class Size:
 
 
 def save_compressed(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Size:
-    """Write `model` into a folder, made if missing: config.json, and all tensors in one safetensors file.
+    """Write `model` into a folder, made if missing: its configs, and all tensors in one safetensors file.
 
     model: with its zeros in place, of any dtype; a shrunk one too. Tensors with several names are stored once.
     Result: the sizes before and after.
@@ -73,8 +73,7 @@ def save_compressed(model: PreTrainedModel, folder: str | os.PathLike[str]) -> S
             "crc32": {part: _checksum(value) for part, value in parts.items()},
         }
     text = json.dumps(layouts)
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(path)
+    save_configs(model, path)
     metadata = {"format": _FORMAT, "tensors": text, "crc32": str(zlib.crc32(text.encode()))}
     save_file(stored, path / FILE, metadata=metadata)
     return Size(dense, (path / FILE).stat().st_size)

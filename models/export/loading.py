@@ -12,8 +12,9 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from argprune.models.export.units import resize
 
@@ -35,7 +36,7 @@ def load_shrunk(folder: str | os.PathLike[str]) -> PreTrainedModel:
 
 
 def build_model(folder: Path) -> PreTrainedModel:
-    """The model that a folder's config.json describes, of uninitialised weights, in evaluation mode."""
+    """The model that a folder's configs describe, of uninitialised weights, in evaluation mode."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -51,7 +52,17 @@ def build_model(folder: Path) -> PreTrainedModel:
     shapes = getattr(config, SHAPES, None)
     if shapes is not None:
         resize(model, _checked_shapes(shapes))
+    if model.can_generate() and (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = _generation_config(folder)
     return model.eval()
+
+
+def save_configs(model: PreTrainedModel, folder: Path) -> None:
+    """Write what a model is, without its tensors, into a folder: config.json and, if it generates, how it does."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
 
 
 def load_state(model: PreTrainedModel, state: Mapping[str, Tensor], source: Path) -> None:
@@ -89,6 +100,14 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{folder / name} cannot be read: {error}") from error
     return state
+
+
+def _generation_config(folder: Path) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{folder}: {reason} Give a folder written by save_pretrained.") from error
 
 
 def _checked_shapes(shapes: Any) -> dict[str, dict[str, int]]:
