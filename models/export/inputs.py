@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from argprune.models.inputs import longest_text
+
 
 def example_inputs(model: PreTrainedModel, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
     """Arguments of the model's forward: int64 (batch, length) each, drawn by `seed`; on the model's device.
@@ -18,9 +20,9 @@ def example_inputs(model: PreTrainedModel, batch: int, length: int, seed: int = 
     Every second text ends at half the length. Token types where the model has several; the decoder of an
     encoder-decoder model gets half the length. Raises ValueError for a size below 1 or beyond the model's positions.
     """
-    most = getattr(model.config, "max_position_embeddings", None)
-    if batch < 1 or length < 1 or (isinstance(most, int) and length > most):
-        limit = f" and at most {most} tokens" if isinstance(most, int) else ""
+    most = longest_text(model)
+    if batch < 1 or length < 1 or (most is not None and length > most):
+        limit = "" if most is None else f" and at most {most} tokens"
         raise ValueError(f"batch {batch} of length {length}; give at least 1 each{limit}.")
     generator = torch.Generator().manual_seed(seed)
     config = model.config.get_text_config()

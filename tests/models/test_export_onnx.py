@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForQuestionAnswering, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartModel,
+    BertConfig,
+    BertForQuestionAnswering,
+    RobertaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from argprune.models import find_neurons, shrink
 from argprune.models.export import OnnxModel, example_inputs, export_onnx, largest_difference, read_logits
@@ -80,6 +87,18 @@ def test_example_inputs_are_the_models(tmp_path: Path) -> None:
     for batch, length in [(0, 4), (1, 0), (1, 33)]:
         with pytest.raises(ValueError, match="give at least 1 each and at most 32 tokens"):
             example_inputs(model, batch, length)
+
+
+@pytest.mark.parametrize("kind", [RobertaModel, BartModel])
+def test_example_inputs_are_as_long_as_the_positions_allow(kind: Any) -> None:
+    """RoBERTa's 18 rows are for 16 tokens, BART has 2 rows more than its config says."""
+    sizes = {"d_model": 16, "hidden_size": 16, "num_attention_heads": 2}
+    sizes |= {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    model = kind(kind.config_class(vocab_size=50, max_position_embeddings=18, **sizes)).eval()
+    most = 16 if kind is RobertaModel else 18
+    assert read_logits(model, example_inputs(model, 2, most))
+    with pytest.raises(ValueError, match=f"length {most + 1}; give at least 1 each and at most {most} tokens"):
+        example_inputs(model, 2, most + 1)
 
 
 def test_nan_is_an_infinite_difference() -> None:
