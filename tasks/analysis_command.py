@@ -5,6 +5,7 @@ Numbers go to OUTPUT/patterns.json, a map of each matrix's density to OUTPUT/pat
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from argprune.models import load_model
 from argprune.models.factorised import is_low_rank
 from argprune.models.patterns import Pattern, Spread, density_map, find_patterns, neighbour_overlap
 from argprune.tasks.data import load_task
+from argprune.tasks.outputs import make_folder
 from argprune.tasks.runs import MASKS, MODEL, RunDirectory, write_json
 from argprune.tasks.task_options import TaskOptions
 
@@ -60,22 +62,22 @@ class Analysis:
             raise ValueError(f"--picture {self.picture!r}; give {', '.join(_SUFFIXES)} or none.")
         if self.picture != "none" and find_spec("matplotlib") is None:
             raise ImportError("A picture needs matplotlib: pip install 'argprune[report]', or give --picture none.")
-        if self.output.exists() and not self.output.is_dir():
+        if os.path.exists(self.output) and not os.path.isdir(self.output):
             raise ValueError(f"Output {self.output} is a file; give a folder.")
-        if (self.output / NUMBERS).exists() and not self.overwrite:
+        if os.path.exists(self.output / NUMBERS) and not self.overwrite:
             raise ValueError(f"Output {self.output} holds an analysis; give --overwrite to replace it.")
 
 
 def analysis_command(analysis: Analysis, *, quiet: bool = False) -> int:
     """Analyse a run, write what was found, and print a table of it; 0. Raises as `Analysis.check` does."""
     analysis.check()
+    make_folder(analysis.output, analysis.output)
     logging.disable_progress_bar()
     metrics = RunDirectory(analysis.run).metrics()
     masks = load_file(analysis.run / MASKS)
     model = _load(str(analysis.run / MODEL), metrics)
     patterns = find_patterns(model, masks)
     overlap = _overlap(model, metrics)
-    analysis.output.mkdir(parents=True, exist_ok=True)
     if analysis.picture != "none":
         draw(patterns, masks, analysis.output / PICTURE.format(suffix=analysis.picture), metrics)
     write_json(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,11 +34,13 @@ from argprune.models.export import (
     load_sparse,
     median_milliseconds,
     read_logits,
+    save_configs,
     save_sparse,
     shrink,
 )
 from argprune.models.factorised import is_low_rank, load_low_rank, merge_factors
 from argprune.tasks.model_card import CARD, model_card
+from argprune.tasks.outputs import make_folder
 from argprune.tasks.runs import MODEL, RunDirectory, RunError, write_json
 
 FORMATS = ("dense", "structured", "sparse", "onnx")
@@ -82,9 +84,9 @@ class Export:
             raise ValueError(f"--regular is of --format structured, not of {self.format}.")
         if not RunDirectory(self.run).finished:
             raise ValueError(f"{self.run} is no finished run (no metrics.json); give a folder of argprune prune.")
-        if self.output.exists() and not self.output.is_dir():
+        if os.path.exists(self.output) and not os.path.isdir(self.output):
             raise ValueError(f"Output {self.output} is a file; give a folder.")
-        if self.output.is_dir() and os.listdir(self.output):
+        if os.path.isdir(self.output) and os.listdir(self.output):
             if not (self.output / EXPORT).is_file():
                 raise ValueError(f"Output {self.output} exists and is no export (no {EXPORT}); give a new folder.")
             if not self.overwrite:
@@ -99,26 +101,31 @@ def export_command(export: Export, *, quiet: bool = False) -> int:
     low_rank = is_low_rank(folder)
     if low_rank and export.format == "sparse":
         raise ValueError(f"{export.run} is a low-rank run, without zeros; give --format dense, structured or onnx.")
-    model = load_low_rank(folder) if low_rank else load_shrunk(folder)
-    tokenizer = load_tokenizer(str(folder))
-    temporary = export.output.with_name(f".{export.output.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
+    # Where a link leads to: a folder can be replaced, a link to one cannot.
+    output = Path(os.path.realpath(export.output))
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    # A kill may have left one of the same process number.
+    shutil.rmtree(temporary, ignore_errors=True)
+    make_folder(temporary, export.output)
     threads = torch.get_num_threads()
     torch.set_num_threads(export.threads)
     try:
+        model = load_low_rank(folder) if low_rank else load_shrunk(folder)
+        tokenizer = load_tokenizer(str(folder))
+        inputs = [example_inputs(model, batch, export.length) for batch in export.batch]
         facts = (_LOW_RANK_WRITERS if low_rank else _WRITERS)[export.format](export, model, temporary)
         if low_rank:
             merge_factors(model)
         tokenizer.save_pretrained(temporary)
         predict = _load(export, temporary)
-        facts |= _compare(export, model, predict)
+        facts |= _compare(export, model, predict, inputs)
         facts["reference"] = "dense" if low_rank else "masked"
         facts["bytes"] = {"masked": _bytes(model) if low_rank else _size(folder), "exported": _size(temporary)}
         write_json(temporary / EXPORT, facts)
         (temporary / CARD).write_text(model_card(RunDirectory(export.run), facts), encoding="utf-8")
-        if export.output.is_dir():
-            shutil.rmtree(export.output)
-        os.replace(temporary, export.output)
+        if output.is_dir():
+            shutil.rmtree(output)
+        os.replace(temporary, output)
     finally:
         torch.set_num_threads(threads)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -152,7 +159,7 @@ def _write_sparse(export: Export, model: PreTrainedModel, folder: Path) -> dict[
 def _write_onnx(export: Export, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     small = shrink(model)
     export_onnx(small.model, folder / _ONNX)
-    small.model.config.save_pretrained(folder)
+    save_configs(small.model, folder)
     return _facts(export, f"argprune.models.export.OnnxModel(folder / {_ONNX!r})")
 
 
@@ -178,7 +185,7 @@ def _write_factors(export: Export, model: PreTrainedModel, folder: Path) -> dict
 
 def _write_factors_onnx(export: Export, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     export_onnx(model, folder / _ONNX)
-    model.config.save_pretrained(folder)
+    save_configs(model, folder)
     return _facts(export, f"argprune.models.export.OnnxModel(folder / {_ONNX!r})")
 
 
@@ -209,8 +216,9 @@ def _load(export: Export, folder: Path) -> Predict:
     return lambda inputs: read_logits(model, inputs)
 
 
-def _compare(export: Export, model: PreTrainedModel, predict: Predict) -> dict[str, Any]:
-    inputs = [example_inputs(model, batch, export.length) for batch in export.batch]
+def _compare(
+    export: Export, model: PreTrainedModel, predict: Predict, inputs: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Any]:
     wanted = read_logits(model, inputs[0])
     error = largest_difference(predict(inputs[0]), wanted)
     scale = max(1.0, *(float(value.abs().max()) for value in wanted.values()))

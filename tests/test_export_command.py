@@ -10,12 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from huggingface_hub import ModelCard
-from transformers import BertForSequenceClassification
+from transformers import (
+    BartForConditionalGeneration,
+    BertForSequenceClassification,
+    GenerationConfig,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from argprune.cli import main
-from argprune.models import find_heads, find_neurons, load_shrunk, load_sparse, load_tokenizer
+from argprune.models import (
+    compact,
+    factorise,
+    find_heads,
+    find_neurons,
+    find_weights,
+    load_shrunk,
+    load_sparse,
+    load_tokenizer,
+)
 from argprune.models.export import OnnxModel, SparseLinear, example_inputs, largest_difference, read_logits
 from argprune.models.factorised import find_factors
 from argprune.tasks import export_command
@@ -151,6 +167,69 @@ def test_every_format_gives_the_masked_models_logits(
     assert os.listdir(tmp_path) == ["exported"]
 
 
+def with_model(run: Path, folder: Path, model: Any) -> Path:
+    """A copy of a run that has ended with another model."""
+    shutil.copytree(run, folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / "model" / name).unlink()
+    model.save_pretrained(folder / "model")
+    return folder
+
+
+def generated(model: Any) -> list[list[int]]:
+    ids = torch.randint(8, 60, (2, 6), generator=torch.Generator().manual_seed(0))
+    return model.generate(ids, attention_mask=torch.ones_like(ids)).tolist()
+
+
+@pytest.mark.parametrize("kind", ["dense", "structured", "sparse", "onnx"])
+def test_every_format_generates_what_the_run_does(kind: str, finished: Path, tmp_path: Path) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    model = tiny_models.bart().eval()
+    for index, tie in enumerate(find_neurons(model)):
+        stack = tie.stack().clone()
+        stack[: 8 * (index + 1)] = 0
+        tie.assign(stack)
+    model.generation_config = tiny_models.generation()
+    run = with_model(finished, tmp_path / "run", model)
+    output = tmp_path / "out"
+    assert export(run, kind, output, "-q") == 0
+    assert GenerationConfig.from_pretrained(output).to_diff_dict() == model.generation_config.to_diff_dict()
+    if kind == "onnx":
+        return
+    wanted = generated(BartForConditionalGeneration.from_pretrained(run / "model").eval())
+    assert wanted[0][-1] == 7, "as its generation config says"
+    assert generated(load_sparse(output) if kind == "sparse" else load_shrunk(output)) == wanted
+
+
+@pytest.mark.parametrize("kind", ["dense", "structured", "onnx"])
+def test_low_rank_runs_take_their_generation_with_them(kind: str, low_rank: Path, tmp_path: Path) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    model = tiny_models.gpt2().eval()
+    factorise(model, find_weights(model), rank=8)
+    compact(model)
+    model.generation_config = tiny_models.generation()
+    assert export(with_model(low_rank, tmp_path / "run", model), kind, tmp_path / "out", "-q") == 0
+    found = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert found.to_diff_dict() == model.generation_config.to_diff_dict()
+
+
+def test_the_length_is_what_the_positions_allow(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RoBERTa's positions begin behind the padding's: of 18 rows 16 are for tokens."""
+    config = RobertaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config.max_position_embeddings = 18
+    run = with_model(finished, tmp_path / "run", RobertaForSequenceClassification(config))
+    assert export(run, "dense", tmp_path / "out", "--length", "17") == 2
+    captured = capsys.readouterr()
+    assert "length 17; give at least 1 each and at most 16 tokens." in captured.err
+    assert captured.err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["run"]
+    assert export(run, "dense", tmp_path / "out", "--length", "16", "-q") == 0
+
+
 def test_structured_is_smaller_and_says_what_it_kept(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +266,33 @@ def test_an_export_is_replaced_only_when_asked(finished: Path, tmp_path: Path) -
     assert export(finished, "structured", output, "-q", "--overwrite") == 0
     assert json.loads((output / "export.json").read_text())["format"] == "structured"
     assert not (output / "mine.txt").exists()
+
+
+def test_a_link_is_followed(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name, place in {"full": "there", "new": "later"}.items():
+        link = tmp_path / name
+        link.symlink_to(place)
+        assert export(finished, "dense", link, "-q") == 0
+        assert export(finished, "dense", link, "-q") == 2
+        assert export(finished, "structured", link, "-q", "--overwrite") == 0
+        assert link.is_symlink()
+        assert json.loads((tmp_path / place / "export.json").read_text())["format"] == "structured"
+    assert sorted(os.listdir(tmp_path)) == ["full", "later", "new", "there"]
+
+
+@pytest.mark.parametrize("place", ["file/out", "file/deeper/out", "long" * 100, "loop/out"])
+def test_folders_that_cannot_be_made_are_refused_before_the_work(
+    place: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setattr(export_command, "load_shrunk", None)
+    assert export(finished, "dense", tmp_path / place) == 2
+    captured = capsys.readouterr()
+    assert f"Output {tmp_path / place}: " in captured.err
+    assert "give a folder that can be made" in captured.err
+    assert captured.err.count("\n") == 1
 
 
 def test_other_logits_are_a_failure_and_leave_nothing(

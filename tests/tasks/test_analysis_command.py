@@ -12,6 +12,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from argprune.cli import main
 from argprune.models import find_weights
 from argprune.models.patterns import find_patterns
+from argprune.tasks import analysis_command
 from argprune.tasks.analysis_command import Place, draw, find_places
 
 
@@ -99,3 +100,16 @@ def test_refusals(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (
         main(["analyse", str(runs / "heads"), "--output", str(output), "--picture", "none", "-q", "--overwrite"]) == 0
     )
+
+
+@pytest.mark.parametrize("place", ["file/out", "file/deeper/out", "long" * 100])
+def test_folders_that_cannot_be_made_are_refused_before_the_work(
+    place: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(analysis_command, "find_patterns", None)
+    assert main(["analyse", str(runs / "heads"), "--output", str(tmp_path / place)]) == 2
+    captured = capsys.readouterr()
+    assert f"Output {tmp_path / place}: " in captured.err
+    assert "give a folder that can be made" in captured.err
+    assert captured.err.count("\n") == 1
