@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 import time
@@ -40,8 +41,9 @@ from argprune.tasks.criteria_suffix import BATCH_SIZE, Batch, Suffix, make_batch
 from argprune.tasks.criteria_table import Layer, Results, print_results
 from argprune.tasks.data import load_classification
 from argprune.tasks.encoded import Encoded
+from argprune.tasks.outputs import check_target
 from argprune.tasks.prune import prune
-from argprune.tasks.runs import MODEL, write_atomic, write_json
+from argprune.tasks.runs import MODEL, RunDirectory, write_atomic, write_json
 from argprune.tasks.settings import Settings
 from argprune.tasks.texts import Classification
 
@@ -110,8 +112,8 @@ def criteria_command(
 ) -> int:
     """Carry out a check, print its tables, write its files; 0. Raises ValueError for bad input before the long work."""
     for option, file in (("json", json_file), ("csv", csv_file), ("plot", plot_file)):
-        if file is not None and not Path(file).resolve().parent.is_dir():
-            raise ValueError(f"--{option} {file}: there is no folder {Path(file).resolve().parent}.")
+        if file is not None:
+            check_target(option, file)
     if plot_file is not None:
         from argprune.tasks.criteria_plot import check_file
 
@@ -227,23 +229,45 @@ def _load(
     trained = any("ForSequenceClassification" in name for name in model.config.architectures or ())
     if not trained and not check.pretrained:
         folder = Path(check.dense or f"runs/verify/{Path(check.model).name}-{check.task}-seed{check.seed}")
-        say(
-            f"{check.model} has no trained head: fine-tuning on {check.task} in {folder} (--pretrained: take it as is)."
-        )
-        prune(
-            check.model,
-            check.task,
-            method="dense",
-            sparsity=0.0,
-            output=folder,
-            resume=True,
-            quiet=quiet,
-            seed=check.seed,
-            data_dir=check.data_dir,
-        )
-        source = str(folder / MODEL)
+        source = _fine_tuned(check, folder, say, quiet=quiet)
         model = load_model(source, num_labels=len(task.labels))
     return model.eval().requires_grad_(False), source
+
+
+def _fine_tuned(check: Check, folder: Path, say: Callable[[str], None], *, quiet: bool) -> str:
+    """The model of the dense run in a folder: a finished one as it is, otherwise one of default settings."""
+    run = RunDirectory(folder)
+    if run.finished:
+        _check_agrees(check, run)
+        say(f"{check.model} has no trained head: taking that of the run {folder} (--pretrained: take it as is).")
+        return str(folder / MODEL)
+    say(f"{check.model} has no trained head: fine-tuning on {check.task} in {folder} (--pretrained: take it as is).")
+    prune(
+        check.model,
+        check.task,
+        method="dense",
+        sparsity=0.0,
+        output=folder,
+        resume=True,
+        quiet=quiet,
+        seed=check.seed,
+        data_dir=check.data_dir,
+    )
+    return str(folder / MODEL)
+
+
+def _check_agrees(check: Check, run: RunDirectory) -> None:
+    """Raise ValueError unless a finished run is a dense one of the same model on the same task."""
+    metrics = run.metrics()
+    for name, wanted in (("method", "dense"), ("model", check.model), ("task", check.task)):
+        found = metrics.get(name)
+        if found != wanted and not (name == "model" and _same_folder(str(found), wanted)):
+            raise ValueError(f"{run.path} is a run of {name} {found!r}, not {wanted!r}; give --dense another folder.")
+
+
+def _same_folder(first: str, second: str) -> bool:
+    folders = [Path(name).expanduser() for name in (first, second)]
+    return all(map(os.path.isdir, folders)) and os.path.samefile(*folders)
 
 
 def _drawn(name: str, count: int, data: Encoded, split: str, seed: int) -> list[int]:

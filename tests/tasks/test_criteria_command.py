@@ -24,6 +24,7 @@ from argprune.cli import main
 from argprune.models import find_weights, load_model, load_tokenizer
 from argprune.solvers.registry import registered
 from argprune.solvers.verify.surrogates import all_masks
+from argprune.tasks import criteria_command
 from argprune.tasks.criteria_blocks import (
     Place,
     adam_steps,
@@ -367,6 +368,55 @@ def test_a_model_without_a_head_is_fine_tuned_first(run: Run, tmp_path: Path) ->
     status, _, err = run("--model", tmp_path / "dense" / "model", "--criterion", "magnitude", "--no-matrix")
     assert status == 0
     assert "fine-tuning" not in err
+
+
+def test_a_finished_dense_run_is_taken_as_it_is(run: Run, dense: Path) -> None:
+    """Whatever its settings: these are of twenty steps."""
+    before = (dense / "metrics.json").stat().st_mtime_ns
+    status, _, err = run("--dense", dense, "--criterion", "magnitude", "--no-matrix", "--blocks", 1)
+    assert status == 0, err
+    assert f"taking that of the run {dense}" in err
+    assert "fine-tuning" not in err
+    assert (dense / "metrics.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("key", "value"), [("method", "rpp"), ("model", "roberta-base"), ("task", "other")])
+def test_a_run_of_something_else_is_refused(run: Run, dense: Path, tmp_path: Path, key: str, value: str) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    metrics = json.loads((dense / "metrics.json").read_text())
+    wanted = metrics[key]
+    (other / "metrics.json").write_text(json.dumps({**metrics, key: value}))
+    status, _, err = run("--dense", other)
+    assert status == 2
+    assert f"{other} is a run of {key} {value!r}, not {wanted!r}; give --dense another folder." in err
+    assert err.count("\n") == 1
+
+
+def test_the_same_folder_by_another_name_is_the_same_model(
+    run: Run, dense: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tiny_model)
+    arguments = ["--dense", dense, "--criterion", "magnitude", "--no-matrix", "--blocks", 1, "-q"]
+    assert run("--model", link, *arguments) == (0, "", "")
+
+
+@pytest.mark.parametrize("option", ["json", "csv", "plot"])
+def test_files_that_cannot_be_written_are_refused_before_the_work(
+    run: Run, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(criteria_command, "run_check", None)
+    (tmp_path / "folder.svg").mkdir()
+    (tmp_path / "file").touch()
+    for name, message in {
+        "folder.svg": "that is a folder; give a file.",
+        "file/x.svg": f"there is no folder {tmp_path / 'file'}.",
+    }.items():
+        status, _, err = run("--pretrained", f"--{option}", tmp_path / name)
+        assert status == 2
+        assert f"--{option} {tmp_path / name}: {message}" in err
+        assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
