@@ -17,6 +17,7 @@ from rich.table import Table
 
 from argprune._version import __version__
 from argprune.solvers.verify import Report, check_operator, examples, names
+from argprune.tasks.outputs import check_target
 from argprune.tasks.runs import write_json
 
 Spec = Mapping[str, Any]
@@ -28,12 +29,12 @@ def verify_command(
     """Check operators and print a table; 0 where all passed, 1 where one failed.
 
     regularizers: mappings of `name` and constructor options; empty for everything registered. Raises ValueError before
-    anything is checked where one cannot be built, or where the JSON file's folder is missing.
+    anything is checked where one cannot be built, or where the JSON file cannot be written.
     """
     if jobs < 1:
         raise ValueError(f"jobs {jobs}; give at least 1.")
-    if json_file is not None and not Path(json_file).resolve().parent.is_dir():
-        raise ValueError(f"--json {json_file}: there is no folder {Path(json_file).resolve().parent}.")
+    if json_file is not None:
+        check_target("json", json_file)
     specs = [dict(spec) for spec in regularizers] or [{"name": name} for name in names()]
     work = [(spec, index) for spec in specs for index in range(len(_instances(spec)))]
     began = time.perf_counter()

@@ -72,6 +72,7 @@ def test_a_wrong_prox_fails_with_an_input_to_paste(
         (["--regularizer", "mcp", "--regularizer.gamma", "-1", "--regularizer.strength", "1"], "gamma -1"),
         (["--regularizer", "mcp", "--regularizer.gama", "1"], "gama"),
         (["--json", "no/such/folder/x.json"], "there is no folder"),
+        (["--json", "."], "that is a folder; give a file"),
         (["--jobs", "0"], "jobs 0"),
     ],
 )
