@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from argprune.tasks.runs import write_atomic
 from argprune.tasks.studies.grid import OWNED, Study, flatten, method_name
@@ -30,7 +33,8 @@ def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
     study: a study, of whose runs those for tuning alone are left out, or the folder of its runs (all that are
     there, those of earlier versions of the study included). csv_path: new, or an earlier table, whose rows stay unless
     the same run has finished again in the same precision (a failed one's: unless it is there again): one table may hold
-    several studies, and outlives the folders of their runs. Rows by task, model, method, sparsity, seed and folder.
+    several studies, even collected at the same time, and outlives the folders of their runs. Rows by task, model,
+    method, sparsity, seed and folder.
 
     Columns: run (the folder's name), method, task, model, seed, sparsity_target, sparsity_encoder,
     sparsity_model, compression_encoder, compression_model, <split>_<metric> of the pruned model,
@@ -41,7 +45,32 @@ def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
     Raises ValueError for a folder that is none or holds no runs, where a run's files cannot be read, and where
     the table cannot be written or csv_path is no such table.
     """
-    earlier = read_table(csv_path)
+    csv_path = Path(csv_path)
+    with _held(csv_path):
+        earlier = read_table(csv_path)
+        rows = _rows(study)
+        _write(csv_path, sorted([*_kept(earlier, rows), *rows], key=_order))
+    return rows
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Keep other processes from a table (path): what one writes between our reading and writing would be lost."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock")).acquire()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with lock:
+        yield
+
+
+def _unwritable(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"{path}: cannot write the table: {error.strerror}. Give another file.")
+
+
+def _rows(study: Study | str | Path) -> list[Row]:
+    """A row for every finished or failed run, in order."""
     if isinstance(study, Study):
         options = {point.name: dict(point.options) for point in resolved_points(study)}
         runs = [StudyRun(study.output, name) for name in options]
@@ -54,7 +83,6 @@ def collect(study: Study | str | Path, csv_path: str | Path) -> list[Row]:
     for row in rows:
         flat = flatten(options[row["run"]])
         row |= {f"option.{name}": flat.get(name) for name in varying}
-    _write(Path(csv_path), sorted([*_kept(earlier, rows), *rows], key=_order))
     return rows
 
 
@@ -68,7 +96,7 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise ValueError(f"{path}: cannot write the table: {error.strerror}. Give another file.") from error
+        raise _unwritable(path, error) from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a table of a study: {error}. Give another file.") from error
     missing = [name for name in _KEYS if name not in header]
@@ -167,10 +195,9 @@ def _write(path: Path, rows: list[Row]) -> None:
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, file.getvalue())
     except OSError as error:
-        raise ValueError(f"{path}: cannot write the table: {error.strerror}. Give another file.") from error
+        raise _unwritable(path, error) from error
 
 
 def _cell(value: Any) -> Any:

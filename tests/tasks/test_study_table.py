@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_runs import BASE, Instant, run, study
 
-from argprune.tasks.studies import Study, collect, run_study
+from argprune.tasks.studies import Study, collect, run_study, table
 from argprune.tasks.studies.table import read_table
 
 
@@ -68,6 +71,27 @@ def test_rows_of_other_runs_stay(tmp_path: Path) -> None:
     before = path.read_bytes()
     collect(tmp_path / "b", path)
     assert path.read_bytes() == before
+
+
+def test_what_is_collected_at_the_same_time_is_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, between = tmp_path / "table.csv", threading.Event()
+    for name in ("a", "b"):
+        finished(tmp_path / name, name, precision="fp32")
+    write = table._write
+
+    def slowly(*arguments: Any) -> None:
+        between.set()
+        time.sleep(0.5)
+        write(*arguments)
+
+    with ThreadPoolExecutor() as pool:
+        monkeypatch.setattr(table, "_write", slowly)
+        first = pool.submit(collect, tmp_path / "a", path)
+        assert between.wait(60)
+        monkeypatch.setattr(table, "_write", write)
+        collect(tmp_path / "b", path)
+        first.result()
+    assert [run for run, *_ in scores(path)] == ["a", "b"]
 
 
 def test_a_run_in_another_precision_is_another_row(tmp_path: Path) -> None:
