@@ -40,7 +40,7 @@ def plan(options: Mapping[str, Any]) -> Plan:
     (needed by every method that prunes); `dense`, a folder.
     """
     rest = dict(options)
-    name, own = _method_mapping(rest.pop("method", None))
+    name, own = method_mapping(rest.pop("method", None))
     sparsity, dense = rest.pop("sparsity", None), rest.pop("dense", None)
     known = {field.name for field in fields(Settings)}
     unknown = sorted(set(rest) - known)
@@ -73,9 +73,7 @@ def plan(options: Mapping[str, Any]) -> Plan:
 
 def make_method(name: str, sparsity: float | None, options: Mapping[str, Any]) -> Method:
     """Build a registered or named method. Raises ValueError in one line for an unknown name or a bad option."""
-    cls = registry.resolve("methods", name)
-    if not issubclass(cls, Method):
-        raise ValueError(f"{name!r} is no method: {cls.__name__} is not a subclass of argprune.solvers.methods.Method.")
+    cls = method_class(name)
     if sparsity is None:
         if cls is not Dense:
             raise ValueError(f"Method {name!r} needs sparsity: the fraction of prunable weights to remove, in [0, 1).")
@@ -94,6 +92,14 @@ def make_method(name: str, sparsity: float | None, options: Mapping[str, Any]) -
     return method
 
 
+def method_class(name: str) -> type[Method]:
+    """The class of a registered or named method. Raises ValueError in one line where there is none."""
+    cls = registry.resolve("methods", name)
+    if not issubclass(cls, Method):
+        raise ValueError(f"{name!r} is no method: {cls.__name__} is not a subclass of argprune.solvers.methods.Method.")
+    return cls
+
+
 def method_options(method: Method) -> dict[str, Any]:
     """The options of a method but its sparsity, as plain data."""
     return {field.name: getattr(method, field.name) for field in _option_fields(type(method))}
@@ -103,7 +109,8 @@ def _option_fields(cls: type) -> list[Any]:
     return [field for field in fields(cls) if field.init and field.name != "sparsity"]
 
 
-def _method_mapping(method: Any) -> tuple[str, dict[str, Any]]:
+def method_mapping(method: Any) -> tuple[str, dict[str, Any]]:
+    """A method's name, and its own options. Raises ValueError where `method` is neither a name nor such a mapping."""
     if isinstance(method, str):
         return method, {}
     if isinstance(method, Mapping) and isinstance(method.get("name"), str):

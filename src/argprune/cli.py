@@ -8,22 +8,35 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from yaml import YAMLError
 
 from argprune._version import __version__
+from argprune.messages import one_line
 from argprune.plug_in_options import plug_ins
 from argprune.prune_command import prune
 
 LISTS = ("methods", "regularizers", "reweightings", "criteria", "constraints", "tasks", "models")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong, for `main` to print; argparse would print its usage too, and end the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError with the message."""
+        raise ValueError(message)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit status."""
+    if not _world_size().strip():
+        # Empty is how some shells unset it, and no number to the libraries that read it.
+        del os.environ["WORLD_SIZE"]
     # No fork happens after the tokenizer was used; without this, tokenizers warns that one might.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if _is_one_of_several():
@@ -31,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        _check_world_size()
         return _dispatch(arguments)
-    except (argparse.ArgumentError, ValueError, ImportError) as error:
-        return _complain(f"error: {_one_line(error)}", 2)
-    except _run_error() as error:
-        return _complain(f"error: {_one_line(error)}", getattr(error, "exit_status", 1))
+    except (argparse.ArgumentError, ValueError, ImportError, YAMLError) as error:
+        return _complain(f"error: {one_line(error)}", 2)
+    except (_run_error(), OSError) as error:
+        return _complain(f"error: {one_line(error)}", getattr(error, "exit_status", 1))
     except KeyboardInterrupt:
         return _complain("interrupted; go on with the same command and --resume.", 130)
     except Exception as error:
@@ -52,7 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_one_of_several() -> bool:
     """Whether torchrun, or accelerate launch, started this process with others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    size = _world_size()
+    return size.isdecimal() and int(size) > 1
+
+
+def _world_size() -> str:
+    """How many processes were started together, as the launcher says it."""
+    return os.environ.get("WORLD_SIZE", "1")
+
+
+def _check_world_size() -> None:
+    if not _world_size().isdecimal():
+        raise ValueError(f"WORLD_SIZE {_world_size()!r} is no number of processes; unset it, or launch with torchrun.")
 
 
 def _complain(what: str, status: int) -> int:
@@ -82,7 +107,7 @@ def _dispatch(arguments: list[str]) -> int:
         "analyse": _analyse,
         "list": _list,
     }
-    top = argparse.ArgumentParser(prog="argprune", description=__doc__.splitlines()[0], exit_on_error=False)
+    top = _Parser(prog="argprune", description=__doc__.splitlines()[0])
     top.add_argument("--version", action="version", version=f"argprune {__version__}")
     top.add_argument("command", choices=commands, help="what to do; `argprune COMMAND --help` says more")
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -100,11 +125,10 @@ def _verify(arguments: list[str]) -> int:
     if arguments[:1] == ["criteria"]:
         return _verify_criteria(arguments[1:])
     arguments, regularizers = plug_ins(arguments, "regularizer")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="argprune verify",
         description="Check operators against independent solvers, or criteria: argprune verify criteria --help.",
         epilog="--regularizer NAME|module:Class|file.py:Class (repeatable; default: all), --regularizer.OPTION VALUE",
-        exit_on_error=False,
     )
     parser.add_argument("what", choices=("prox", "criteria"))
     parser.add_argument("--json", metavar="FILE", help="write every check with its worst error")
@@ -130,12 +154,11 @@ def _verify(arguments: list[str]) -> int:
 
 def _verify_criteria(arguments: list[str]) -> int:
     arguments, criteria = plug_ins(arguments, "criterion")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="argprune verify criteria",
         description="Judge criteria on small blocks of a model's weights: the masks they choose against the exact "
         "optimum of each surrogate of the loss, and against the best of all masks in the true loss.",
         epilog="--criterion NAME|module:Class|file.py:Class (repeatable; default: all), --criterion.OPTION VALUE",
-        exit_on_error=False,
     )
     option = partial(parser.add_argument, default=argparse.SUPPRESS)
     count = partial(option, metavar="N", type=int)
@@ -194,10 +217,9 @@ def _verify_criteria(arguments: list[str]) -> int:
 
 
 def _study(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="argprune study",
         description="Run every point of a study, or what is left of it.",
-        exit_on_error=False,
     )
     parser.add_argument("study", metavar="STUDY.yaml", help="grid of options; see docs/how-to/studies.md")
     parser.add_argument(
@@ -227,10 +249,9 @@ def _study(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="argprune export",
         description="Write a finished run as a model to use, compare it with the masked model, and time both.",
-        exit_on_error=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a finished run directory")
     parser.add_argument(
@@ -262,10 +283,9 @@ def _export(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="argprune report",
         description="One page of any set of runs: scores, tests, layers, training, certificates, commands.",
-        exit_on_error=False,
     )
     parser.add_argument(
         "runs",
@@ -289,10 +309,9 @@ def _report(arguments: list[str]) -> int:
 
 
 def _analyse(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="argprune analyse",
         description="What a run's masks look like: rows, columns and heads against a random mask, and a picture.",
-        exit_on_error=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a finished run directory")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="the folder for numbers and picture")
@@ -308,9 +327,7 @@ def _analyse(arguments: list[str]) -> int:
 
 
 def _list(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="argprune list", description="What is registered, embedded or installed.", exit_on_error=False
-    )
+    parser = _Parser(prog="argprune list", description="What is registered, embedded or installed.")
     parser.add_argument("kind", choices=LISTS)
     parser.add_argument(
         "--data_dir",
@@ -340,18 +357,3 @@ def _listing(kind: Any, data_dir: str | None) -> list[tuple[str, str]]:
         for name, entry in registry.registered(kind).items()
     ]
     return rows + [(name, f"plug-in {point.value}") for name, point in registry.installed(kind).items()]
-
-
-# How a user would write what jsonargparse names by its class.
-_KINDS = {"NoneType": "null", "Sequence": 'a list, such as ["*.query.*"]'}
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error)
-    keys = re.findall(r'[Kk]ey "([^"]+)"', text)
-    expected = re.findall(r"Expected (?:a )?(?:<class '(?:[\w.]+\.)?(\w+)'>|([^.\n]+))", text)
-    value = re.search(r"(?:Given|Got) value: (.*)", text)
-    if keys and expected and value:
-        kinds = " or ".join(_KINDS.get(kind, kind) or other for kind, other in dict.fromkeys(expected))
-        return f"--{keys[-1]}: {value.group(1).strip()!r} is not {kinds}."
-    return " ".join(text.split())

@@ -35,8 +35,16 @@ def plug_ins(arguments: Sequence[str], kind: str) -> tuple[list[str], list[dict[
         elif not found:
             raise ValueError(f"{key} before --{kind} NAME, which says whose option it is.")
         else:
-            # A float where YAML 1.1 sees text: 1e-4.
-            number = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
             option = key.partition(".")[2].replace("-", "_")
-            found[-1][option] = float(value) if number else yaml.safe_load(value)
+            found[-1][option] = _value(key, value)
     return rest, found
+
+
+def _value(key: str, text: str) -> Any:
+    # A float where YAML 1.1 sees text: 1e-4.
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
+        return float(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{key} {text!r} is not YAML; give a value, or quote the text.") from error
