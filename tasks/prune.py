@@ -20,7 +20,7 @@ from argprune.tasks.data import load_task
 from argprune.tasks.job import Job
 from argprune.tasks.options import Plan, plan
 from argprune.tasks.ranks import Ranks, open_ranks
-from argprune.tasks.runs import CONFIG, MASKS, MODEL, RunDirectory, held, one_line, write_yaml
+from argprune.tasks.runs import MASKS, MODEL, RunDirectory, held, one_line, usable
 from argprune.tasks.settings import SHARED
 from argprune.tasks.task_options import TaskOptions
 
@@ -76,7 +76,10 @@ def prune(
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise ValueError in one line unless the options of a run are good, as far as can be told without a model."""
-    plan(options)
+    # Imported here: which types the options have is known to the command line, above this package.
+    from argprune.prune_command import typed
+
+    plan(typed(options))
 
 
 def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet: bool) -> Run:
@@ -88,15 +91,19 @@ def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet
     run, options = RunDirectory(output), planned.to_options()
     ranks.check_same({**options, "output": str(output), "resume": resume, "overwrite": overwrite})
 
+    reference = None if isinstance(planned.method, Dense) else Path(planned.dense or output / "dense")
+
     def check() -> Mapping[str, Any] | None:
-        run.check(options, resume=resume, overwrite=overwrite)
+        if reference is not None:
+            _check_apart(reference, output)
+        with usable(output):
+            run.check(options, resume=resume, overwrite=overwrite)
         return run.metrics() if run.finished and not overwrite else None
 
     finished = ranks.first(check)
     if finished is not None:
         return Run(output, finished)
     job = ranks.all(lambda: Job.prepare(planned, ranks))
-    reference = None if isinstance(planned.method, Dense) else Path(planned.dense or output / "dense")
     problem = ranks.first(lambda: reference and _disagreement(planned, reference))
     # A reference inside the run is replaced with it; one that others may share is not.
     replace_reference = problem is not None and overwrite and planned.dense is None
@@ -109,11 +116,10 @@ def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet
             # Another process was at it while this one got ready.
             return run.metrics()
         run.sweep()
-        if overwrite or not (output / CONFIG).is_file():
-            run.clear()
-            write_yaml(output / CONFIG, options)
+        if overwrite or run.empty:
+            run.begin(options)
         if reference is not None and replace_reference:
-            RunDirectory(reference).clear()
+            RunDirectory(reference).begin(_reference_options(planned))
         return None
 
     with one_line(output), ranks.holding(lambda: held(_lock(run), output, wait=False)):
@@ -132,21 +138,31 @@ def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet
 
 def _lock(run: RunDirectory) -> FileLock:
     """A run's lock, not yet taken. Raises ValueError where its folder cannot be written to, before any work."""
-    try:
+    with usable(run.path):
         lock = run.lock()
         (run.path / ".lock").touch()
-    except OSError as error:
-        raise ValueError(f"Output {run.path}: {error.strerror}; give a folder that can be written to.") from error
     return lock
 
 
+def _check_apart(reference: Path, output: Path) -> None:
+    """Raise ValueError where a run would be its own dense reference, whatever the two paths are called."""
+    if reference.resolve() == output.resolve():
+        raise ValueError(f"Output {output} is the dense reference {reference} itself; give another folder.")
+
+
 def _disagreement(planned: Plan, reference: Path) -> str | None:
-    """Why a folder cannot be the dense reference of a plan; None where it can."""
+    """Why the run in a folder cannot be the dense reference of a plan; None where it can, or is yet to be made.
+
+    Raises ValueError for what is no run, and so nothing to replace either.
+    """
     run = RunDirectory(reference)
-    if not (reference / CONFIG).is_file():
-        if not run.empty:
-            return f"Dense reference {reference} is a folder, but no run; give a dense run, or a new folder."
-        return None
+    with usable(reference, "Dense reference"):
+        if reference.exists() and not reference.is_dir():
+            raise ValueError(f"Dense reference {reference} is a file; give a dense run, or a new folder.")
+        if run.empty:
+            return None
+        if not run.begun:
+            raise ValueError(f"Dense reference {reference} is a folder, but no run; give a dense run, or a new folder.")
     saved, wanted = run.config(), planned.to_options()
     if saved["method"]["name"] != "dense":
         return f"Dense reference {reference} is a run of method {saved['method']['name']!r}, not dense."
@@ -158,6 +174,12 @@ def _disagreement(planned: Plan, reference: Path) -> str | None:
     return None
 
 
+def _reference_options(planned: Plan) -> dict[str, Any]:
+    """The options of the dense reference of a plan."""
+    alone = {**planned.to_options(), "method": "dense", "sparsity": 0.0, "dense": None, **_ALONE}
+    return plan(alone).to_options()
+
+
 def _run_reference(planned: Plan, reference: Path, ranks: Ranks, *, quiet: bool) -> Mapping[str, Any]:
     run = RunDirectory(reference)
 
@@ -165,12 +187,9 @@ def _run_reference(planned: Plan, reference: Path, ranks: Ranks, *, quiet: bool)
         if run.finished:
             return run.metrics(), {}
         run.sweep()
-        if (reference / CONFIG).is_file():
-            return None, run.config()
-        alone = {**planned.to_options(), "method": "dense", "sparsity": 0.0, "dense": None, **_ALONE}
-        options = plan(alone).to_options()
-        write_yaml(reference / CONFIG, options)
-        return None, options
+        if run.empty:
+            run.begin(_reference_options(planned))
+        return None, run.config()
 
     # Several runs may share a reference: the first trains it, the others wait for it.
     with ranks.holding(lambda: held(_lock(run), reference, wait=True)):

@@ -73,9 +73,30 @@ class RunDirectory:
         """The content of metrics.json."""
         return dict(json.loads((self.path / METRICS).read_text(encoding="utf-8")))
 
+    @property
+    def begun(self) -> bool:
+        """Whether a run has begun here; a config.yaml of anything else is no run's."""
+        return self._options() is not None
+
     def config(self) -> dict[str, Any]:
-        """The content of config.yaml."""
-        return dict(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")))
+        """The content of config.yaml. Raises ValueError where that is no run's."""
+        options = self._options()
+        if options is None:
+            raise ValueError(f"{self.path} is no run: {self._lacking()}; give a run directory.")
+        return options
+
+    def _options(self) -> dict[str, Any] | None:
+        """The options of the run; None where there is no run."""
+        try:
+            content = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, yaml.YAMLError):
+            return None
+        method = content.get("method") if isinstance(content, dict) else None
+        return content if isinstance(method, dict) and isinstance(method.get("name"), str) else None
+
+    def _lacking(self) -> str:
+        """Why there is no run here."""
+        return f"{CONFIG} names no method" if (self.path / CONFIG).is_file() else f"no {CONFIG}"
 
     def lock(self) -> FileLock:
         """The lock that a process holds while it works on the run; freed when the process dies."""
@@ -88,8 +109,8 @@ class RunDirectory:
             raise ValueError(f"Output {self.path} is a file; give a folder.")
         if self.empty:
             return
-        if not (self.path / CONFIG).is_file():
-            raise ValueError(f"Output {self.path} exists and is not a run (no {CONFIG}); give a new folder.")
+        if not self.begun:
+            raise ValueError(f"Output {self.path} exists and is not a run ({self._lacking()}); give a new folder.")
         if overwrite:
             return
         if not resume:
@@ -106,14 +127,19 @@ class RunDirectory:
                 "give the same options, or --overwrite."
             )
 
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration of a new run, in place of whatever an earlier one has put here."""
+        self.clear()
+        write_yaml(self.path / CONFIG, config)
+
     def clear(self) -> None:
-        """Remove what a run has put here; the reference run inside stays, other files too."""
+        """Remove what a run has put here but its configuration; the reference run inside stays, other files too."""
+        # The configuration is for the next one to replace: without it the folder is no run, which nothing may touch.
         (self.path / METRICS).unlink(missing_ok=True)
         self.remove_checkpoints()
         for name in (MODEL, ANSWERS):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        # The configuration last: without it the folder is no run, and could not be cleared a second time.
-        for name in (CERTIFICATE, LOG, MASKS, SCORES, CONFIG):
+        for name in (CERTIFICATE, LOG, MASKS, SCORES):
             (self.path / name).unlink(missing_ok=True)
 
     def sweep(self) -> None:
@@ -160,6 +186,15 @@ class RunDirectory:
                 break
             kept.append(line + "\n")
         write_atomic(path, "".join(kept))
+
+
+@contextlib.contextmanager
+def usable(path: Path, what: str = "Output") -> Iterator[None]:
+    """Turn what the system says against a folder (path) into a ValueError; what: the folder's part in the run."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{what} {path}: {error.strerror}; give a folder that can be written to.") from error
 
 
 @contextlib.contextmanager

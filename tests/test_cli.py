@@ -66,15 +66,37 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
             """'*.query.*' is not a list, such as ["*.query.*"].""",
         ),
         (["prune", "--sparsity", "0.5", "--config", "no-such.yaml"], "no-such.yaml"),
+        (["prune", "--config", "cut.yaml"], "--config cut.yaml: not valid YAML: line 2: expected ',' or ']'"),
+        (["prune", "--config", "list.yaml"], "--config list.yaml: holds a list; give a mapping of options."),
+        (["prune", "--config", "latin.yaml"], "--config latin.yaml: not UTF-8 text; give a YAML file"),
+        (
+            ["prune", "--method", "pins", "--sparsity", "0.5", "--criterion", "pins", "--criterion.sign", "["],
+            "--criterion.sign '[' is not YAML; give a value, or quote the text.",
+        ),
+        (["prune", "--sparsity", "0.5", "--precision", "fp8"], "--precision: 'fp8' is not one of auto, fp32, bf16."),
+        (["prune", "--sparsity", "0.5", "--distill", '{"hiddn": 1}'], "--distill.hiddn: there is no such option."),
+        (["prune", "--sparsity", "0.5", "--distill", '{"hidden": "x"}'], "--distill.hidden: 'x' is not float."),
+        (["prune", "--sparsity", "0.5", "--distill", "5"], "'5' is not a mapping of options or bool or null."),
+        (["prune", "--method", "dense", "--output", "a" * 300], "a: File name too long; give a folder that can be"),
+        (
+            ["prune", "--method", "rpp", "--sparsity", "0.5", "--dense", "a" * 300, "--model", "{tiny}"],
+            "Dense reference aaa",
+        ),
+        (["prune", "--method", "argprune.tasks.runs:RunDirectory"], "'argprune.tasks.runs:RunDirectory' is no method"),
+        (["export"], "the following arguments are required: RUN, --format, --output"),
+        (["report", "a", "--output", "b.html", "--colour"], "unrecognized arguments: --colour"),
         (["study", "no-such.yaml"], "no-such.yaml"),
         (["study", "s.yaml", "--backend", "slurm"], "invalid choice: 'slurm'"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    run: Run, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if arguments[0] == "prune" and message.split(".")[0] != "No output":
+    for name, content in (("cut", b"a: [1\n"), ("list", b"- a\n"), ("latin", b"model: \xe9\n")):
+        (tmp_path / f"{name}.yaml").write_bytes(content)
+    arguments = [argument.replace("{tiny}", tiny_model) for argument in arguments]
+    if arguments[0] == "prune" and message.split(".")[0] != "No output" and "--output" not in arguments:
         arguments = [*arguments, "--output", "run"]
     status, out, err = run(*arguments)
     assert status == 2
@@ -83,6 +105,30 @@ def test_bad_usage_is_one_line_and_status_2(
     assert err.count("\n") == 1
     assert out == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_what_the_system_says_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception) -> Any:
+        def job(*_: Any) -> None:
+            raise error
+
+        return job
+
+    monkeypatch.setattr("argprune.cli._list", fail(PermissionError(13, "Permission denied", "a\nfolder")))
+    assert run("list", "tasks") == (1, "", "argprune: error: a folder: Permission denied.\n")
+    # A mistake of ours is for us to see.
+    monkeypatch.setattr("argprune.cli._list", fail(KeyError("x")))
+    with pytest.raises(KeyError):
+        run("list", "tasks")
+
+
+def test_a_number_of_processes_that_is_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert run("list", "models")[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    status, out, err = run("list", "models")
+    assert (status, out) == (2, "")
+    assert err == "argprune: error: WORLD_SIZE 'two' is no number of processes; unset it, or launch with torchrun.\n"
 
 
 def test_missing_extra_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,29 @@ def test_clearing_can_be_killed_anywhere(
         for checkpoint in stopped.glob("checkpoint-*"):
             if (checkpoint / CHECKPOINT_DONE).exists():
                 assert {p.name for p in checkpoint.iterdir()} == {p.name for p in (spare / checkpoint.name).iterdir()}
-        assert run.empty or (stopped / "config.yaml").is_file()
+        assert run.begun
+        assert run.config() == RunDirectory(spare).config()
+
+
+def test_a_run_that_was_being_replaced_goes_on_as_it_was_or_is_replaced(
+    stopped: Path, options: dict[str, Any], expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the new configuration was written, a folder is still the run that it was."""
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    changed = {**options, "sparsity": 0.75}
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "write_yaml", die)
+        with pytest.raises(KeyboardInterrupt):
+            prune(**changed, output=stopped, overwrite=True)
+    assert not list(stopped.glob("checkpoint-*"))
+    with pytest.raises(ValueError, match=r"sparsity was 0\.5 and is now 0\.75; give the same options, or --overwrite"):
+        prune(**changed, output=stopped, resume=True)
+    assert prune(**changed, output=stopped, overwrite=True).metrics["sparsity"]["target"] == 0.75
+    prune(**options, output=stopped, overwrite=True)
+    check(stopped, expected)
 
 
 def test_a_run_that_another_process_finished_is_not_run_again(

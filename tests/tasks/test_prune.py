@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,6 +256,66 @@ def test_overwrite_replaces_the_reference_inside_but_not_a_shared_one(job: dict[
     assert RunDirectory(inside).metrics()["seed"] == 1
 
 
+def files(path: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_is_not_its_own_reference(job: dict[str, Any], dense: Path, tmp_path: Path, overwrite: bool) -> None:
+    shutil.copytree(dense, tmp_path / "dense")
+    (tmp_path / "link").symlink_to("dense", target_is_directory=True)
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "dense").symlink_to(".", target_is_directory=True)
+    before = files(tmp_path)
+    for output, reference in (("dense", "dense"), ("link", "dense"), ("dense", "link"), ("x/../new", "new")):
+        with pytest.raises(ValueError, match=r"Output .* is the dense reference .* itself; give another folder"):
+            prune(
+                **job,
+                method="magnitude",
+                sparsity=0.5,
+                output=tmp_path / output,
+                dense=tmp_path / reference,
+                overwrite=overwrite,
+            )
+    with pytest.raises(ValueError, match="itself; give another folder"):
+        prune(**job, method="magnitude", sparsity=0.5, output=tmp_path / "loop", overwrite=overwrite)
+    assert files(tmp_path) == before
+    assert not (tmp_path / "new").exists()
+
+
+FOREIGN = [
+    b"lr: 0.1\n",
+    b"method: adam\n",
+    b"method: {lr: 0.1}\n",
+    b"- a\n",
+    b"a: [1\n",
+    b"model: \xe9\n",
+    b"",
+]
+
+
+@pytest.mark.parametrize("config", FOREIGN)
+def test_a_folder_with_another_programs_config_is_no_run(job: dict[str, Any], tmp_path: Path, config: bytes) -> None:
+    """Neither as a run to replace nor as a dense reference, named or where a run has its own."""
+    for folder in (tmp_path / "foreign", tmp_path / "run" / "dense"):
+        (folder / "model").mkdir(parents=True)
+        (folder / "model" / "weights.bin").write_bytes(b"precious")
+        (folder / "metrics.json").write_text("{}")
+        (folder / "config.yaml").write_bytes(config)
+    own = RunDirectory(tmp_path / "run")
+    own.begin({"method": {"name": "magnitude"}})
+    before = files(tmp_path)
+    small: dict[str, Any] = {**job, "max_steps": 2, "method": "magnitude", "sparsity": 0.5, "overwrite": True}
+    with pytest.raises(ValueError, match=r"exists and is not a run \(config\.yaml names no method\)"):
+        prune(**small, output=tmp_path / "foreign")
+    given: list[dict[str, Any]] = [{"output": own.path}, {"output": tmp_path / "new", "dense": tmp_path / "foreign"}]
+    for reference in given:
+        with pytest.raises(ValueError, match=r"^Dense reference .* is a folder, but no run; give a dense run, or"):
+            prune(**small, **reference)
+    assert files(tmp_path) == before
+    assert not (tmp_path / "new").exists()
+
+
 def test_foreign_folders_and_files_are_refused(job: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"")
@@ -263,6 +324,9 @@ def test_foreign_folders_and_files_are_refused(job: dict[str, Any], tmp_path: Pa
     assert (tmp_path / "photos" / "cat.png").exists()
     with pytest.raises(ValueError, match="is a file"):
         prune(**job, method="dense", output=tmp_path / "photos" / "cat.png")
+    with pytest.raises(ValueError, match=r"Dense reference .*cat\.png is a file; give a dense run"):
+        prune(**job, method="rpp", sparsity=0.5, dense=tmp_path / "photos" / "cat.png", output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_in_use_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
