@@ -49,8 +49,8 @@ class Point:
     @property
     def name(self) -> str:
         """The run's folder: method, sparsity, seed, and 8 hex digits of the sha256 of all options."""
-        canonical = json.dumps(_canonical(self.options), sort_keys=True, separators=(",", ":"))
-        digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+        text = json.dumps(canonical(self.options), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         readable = f"{self.method}-s{self.options['sparsity']:g}-seed{self.options['seed']}"
         return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', readable)}-{digest}"
 
@@ -171,7 +171,7 @@ def load_study(path: str | Path) -> Study:
 
     for point in _to_check(study):
         try:
-            check_options(dict(point.options))
+            check_options(canonical(point.options))
         except ValueError as error:
             raise ValueError(f"{path}: point {point.name}: {error}") from error
     return study
@@ -310,12 +310,12 @@ def normalised(options: dict[str, Any], where: str) -> dict[str, Any]:
     return options
 
 
-def _canonical(value: Any) -> Any:
-    """The same JSON for 1 and 1.0, which YAML tells apart."""
+def canonical(value: Any) -> Any:
+    """The same data for 1 and 1.0, which YAML tells apart: whole numbers as int, of which any float can be made."""
     if isinstance(value, Mapping):
-        return {key: _canonical(entry) for key, entry in value.items()}
+        return {key: canonical(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(entry) for entry in value]
+        return [canonical(entry) for entry in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

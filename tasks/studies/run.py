@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from argprune.tasks.runs import RunDirectory, one_line, write_atomic
 from argprune.tasks.studies.executor import Busy, Ended, Executor, Job
-from argprune.tasks.studies.grid import Point, Study
+from argprune.tasks.studies.grid import Point, Study, canonical
 from argprune.tasks.studies.interrupts import Interrupts
 from argprune.tasks.studies.progress import StudyProgress
 from argprune.tasks.studies.records import State, StudyRun
@@ -163,7 +163,8 @@ class _Session:
 
     def _options(self, point: Point) -> dict[str, Any]:
         reference = point.reference and str(self.runs[point.reference.name].folder)
-        return {**point.options, "dense": reference}
+        # As whole numbers: to YAML 1e2 is a float, and no number of steps.
+        return {**canonical(point.options), "sparsity": point.options["sparsity"], "dense": reference}
 
     def _start(self, point: Point) -> None:
         run, name = self.runs[point.name], point.name

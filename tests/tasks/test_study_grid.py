@@ -7,17 +7,20 @@ import itertools
 import random
 import re
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from fake_runs import Instant
 from hypothesis import given
 from hypothesis import strategies as st
 
+from argprune.cli import main
 from argprune.tasks.settings import SHARED
-from argprune.tasks.studies import Point, Study, load_study
+from argprune.tasks.studies import Point, Study, load_study, run_study
 from argprune.tasks.studies.grid import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,6 +236,56 @@ def test_unreadable_study_files(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"output: \xe9\n")
     with pytest.raises(ValueError, match="not UTF-8"):
         load_study(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("checkpoint_every: 2.5", "checkpoint_every: '2.5' is not int."),
+        ("method.every: 2.5", "method.every: '2.5' is not int."),
+        ("include: 5", "include: '5' is not a list, such as"),
+        ("batch_size: 8.5", "batch_size: '8.5' is not int."),
+        ("task: 5", "task: '5' is not str."),
+        ("epochs: true", "epochs: 'True' is not float."),
+        ("learning_rate: fast", "learning_rate: 'fast' is not float."),
+        ("distill: {hidden: x}", "distill.hidden: 'x' is not float."),
+        ("colour: 5", "Unknown option 'colour'. Known: "),
+        ("method.colour: 5", "Method 'magnitude' has no option 'colour'. It has: "),
+        ("epochs: -1", "epochs -1.0: it must be finite and >= 0."),
+    ],
+)
+def test_options_of_another_type_are_refused_before_any_run(tmp_path: Path, options: str, message: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(f"{GOOD}grid: {{sparsity: 0.5, {options}}}\n")
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        load_study(path)
+    assert re.match(rf"{path}: point \S+: ", str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_may_be_written_as_floats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run is given them as `argprune prune` takes them, and is the same run however they are written."""
+    names = set()
+    for text in ("100", "1e2", "100.0"):
+        path = tmp_path / f"{text}.yaml"
+        axes = f"checkpoint_every: {text}, method.every: {text}, epochs: 2.0"
+        path.write_text(f"output: {tmp_path / text}\nbase: {{method: magnitude}}\ngrid: {{sparsity: 0.5, {axes}}}\n")
+        study = load_study(path)
+        run_study(study, executor=Instant())
+        config = tmp_path / text / f"{study.points[-1].name}.yaml"
+        assert main(["prune", "--config", str(config)]) == 2
+        # All else was in order.
+        assert capsys.readouterr().err.startswith("argprune: error: No output.")
+        names.add((study.points[-1].name, config.read_text().replace(str(tmp_path / text), "")))
+    assert len(names) == 1
+
+
+def test_many_points_are_checked_within_seconds(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(f"{GOOD}grid: {{method: [rpp, magnitude], sparsity: 0.5, seed: {list(range(50))}}}\n")
+    start = time.process_time()
+    assert len(load_study(path).points) == 150
+    assert time.process_time() - start < 10
 
 
 def test_the_how_to_is_true(tmp_path: Path) -> None:
