@@ -1,7 +1,7 @@
 """The command line: `argprune prune`, `verify`, `study`, `export`, `report`, `analyse`, `list`.
 
 Errors are one line that says what was wrong and what would be right.
-Exit status: 0, 1 for a failed run, 2 for bad usage.
+Exit status: 0, 1 for a failed run and for what the system refuses, 2 for bad usage.
 """
 
 from __future__ import annotations

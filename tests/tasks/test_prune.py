@@ -21,7 +21,7 @@ from argprune.solvers.methods import Magnitude
 from argprune.tasks.certificate import check_certificate
 from argprune.tasks.data import load_task
 from argprune.tasks.encoded import LengthGroupedSampler
-from argprune.tasks.runs import RunDirectory, RunError
+from argprune.tasks.runs import RunDirectory, RunError, write_yaml
 
 STEPS = 40
 SMALL: dict[str, Any] = {
@@ -302,13 +302,13 @@ def test_a_folder_with_another_programs_config_is_no_run(job: dict[str, Any], tm
         (folder / "model" / "weights.bin").write_bytes(b"precious")
         (folder / "metrics.json").write_text("{}")
         (folder / "config.yaml").write_bytes(config)
-    own = RunDirectory(tmp_path / "run")
-    own.begin({"method": {"name": "magnitude"}})
+    own = tmp_path / "run"
+    write_yaml(own / "config.yaml", {"method": {"name": "magnitude"}})
     before = files(tmp_path)
     small: dict[str, Any] = {**job, "max_steps": 2, "method": "magnitude", "sparsity": 0.5, "overwrite": True}
     with pytest.raises(ValueError, match=r"exists and is not a run \(config\.yaml names no method\)"):
         prune(**small, output=tmp_path / "foreign")
-    given: list[dict[str, Any]] = [{"output": own.path}, {"output": tmp_path / "new", "dense": tmp_path / "foreign"}]
+    given: list[dict[str, Any]] = [{"output": own}, {"output": tmp_path / "new", "dense": tmp_path / "foreign"}]
     for reference in given:
         with pytest.raises(ValueError, match=r"^Dense reference .* is a folder, but no run; give a dense run, or"):
             prune(**small, **reference)
