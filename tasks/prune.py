@@ -96,6 +96,7 @@ def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet
     def check() -> Mapping[str, Any] | None:
         if reference is not None:
             _check_apart(reference, output)
+        _check_model(planned.settings.model, output)
         with usable(output):
             run.check(options, resume=resume, overwrite=overwrite)
         return run.metrics() if run.finished and not overwrite else None
@@ -148,6 +149,13 @@ def _check_apart(reference: Path, output: Path) -> None:
     """Raise ValueError where a run would be its own dense reference, whatever the two paths are called."""
     if reference.resolve() == output.resolve():
         raise ValueError(f"Output {output} is the dense reference {reference} itself; give another folder.")
+
+
+def _check_model(model: str, output: Path) -> None:
+    """Raise ValueError where a run would replace the model that it starts from."""
+    source, made = Path(model).expanduser().resolve(), (output / MODEL).resolve()
+    if source.is_dir() and (source == made or made in source.parents):
+        raise ValueError(f"Model {model} is in output {output}, which is to be replaced; give another folder.")
 
 
 def _disagreement(planned: Plan, reference: Path) -> str | None:

@@ -260,6 +260,17 @@ def files(path: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
+@pytest.mark.parametrize("controls", [{"overwrite": True}, {"resume": True}])
+def test_a_run_does_not_start_from_its_own_model(
+    job: dict[str, Any], dense: Path, tmp_path: Path, controls: dict[str, bool]
+) -> None:
+    shutil.copytree(dense, tmp_path / "run")
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match=r"Model .*run/model is in output .*run, which is to be replaced"):
+        prune(**{**job, "model": str(tmp_path / "run" / "model")}, method="dense", output=tmp_path / "run", **controls)
+    assert files(tmp_path) == before
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_is_not_its_own_reference(job: dict[str, Any], dense: Path, tmp_path: Path, overwrite: bool) -> None:
     shutil.copytree(dense, tmp_path / "dense")
