@@ -267,7 +267,7 @@ def test_a_run_does_not_start_from_its_own_model(
     shutil.copytree(dense, tmp_path / "run")
     before = files(tmp_path)
     with pytest.raises(ValueError, match=r"Model .*run/model is in output .*run, which is to be replaced"):
-        prune(**{**job, "model": str(tmp_path / "run" / "model")}, method="dense", output=tmp_path / "run", **controls)
+        prune(**{**job, "model": str(tmp_path / "run" / "model"), **controls}, method="dense", output=tmp_path / "run")
     assert files(tmp_path) == before
 
 
