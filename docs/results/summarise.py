@@ -258,7 +258,7 @@ _METRICS = ("matthews_correlation", "combined_score", "f1", "bleu", "perplexity"
 
 
 def tasks() -> None:
-    """tasks.csv: a row a task, with the dense and the pruned model's metric on the test split."""
+    """tasks.csv: a row a task and objective, with the dense and the pruned model's metric on the test split."""
     print("| task | metric | steps | dense | pruned |")
     print("|---|---|---|---|---|")
     for row in finished("tasks.csv"):
@@ -266,7 +266,8 @@ def tasks() -> None:
             metric = next(name for name in _METRICS if row.get(f"test_{name}"))
             scores = (float(row[f"{prefix}test_{metric}"]) for prefix in ("dense_", ""))
             digits = 1 if metric == "perplexity" else 3
-            cells = [row["task"], metric, row["steps"], *(f"{score:.{digits}f}" for score in scores)]
+            name = ", ".join(filter(None, (row["task"], row["option.objective"])))
+            cells = [name, metric, row["steps"], *(f"{score:.{digits}f}" for score in scores)]
             print(f"| {' | '.join(cells)} |")
 
 
