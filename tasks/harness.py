@@ -302,10 +302,10 @@ def total_steps(settings: Settings, rows: int) -> int:
     """Optimizer steps of a run on `rows` training rows."""
     if settings.max_steps is not None:
         return settings.max_steps
-    return math.ceil(settings.epochs * epoch_steps(settings, rows))
+    return math.ceil(settings.epochs * steps_per_epoch(settings, rows))
 
 
-def epoch_steps(settings: Settings, rows: int) -> int:
+def steps_per_epoch(settings: Settings, rows: int) -> int:
     """Optimizer steps of an epoch of `rows` training rows; copies of texts, and a slice held out, change nothing."""
     return math.ceil(rows / settings.batch_size)
 
@@ -318,7 +318,7 @@ def make_trainer(
     method: Method,
     settings: Settings,
     steps: int,
-    epoch: int,
+    epoch_steps: int,
     run: RunDirectory,
     progress: Progress,
     ranks: Ranks | None = None,
@@ -326,7 +326,7 @@ def make_trainer(
 ) -> PruningTrainer:
     """The trainer of a run, of a kind, with the bridge in place; the method must be attached already.
 
-    steps, epoch: optimizer steps of the run, and of one of its epochs.
+    steps, epoch_steps: optimizer steps of the run, and of one of its epochs.
     """
     ranks = ranks or Ranks()
     accumulated = settings.gradient_accumulation_steps or 1
@@ -355,7 +355,7 @@ def make_trainer(
         save_total_limit=2,
         # Not "epoch": the loader's epochs go over copies of texts too.
         eval_strategy="steps" if settings.evaluate_each_epoch else "no",
-        eval_steps=epoch,
+        eval_steps=epoch_steps,
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -47,7 +47,7 @@ from argprune.tasks.distillation import (
     read_texts,
 )
 from argprune.tasks.encoded import Encoded, LengthGroupedSampler
-from argprune.tasks.harness import PruningTrainer, epoch_steps, make_trainer, total_steps
+from argprune.tasks.harness import PruningTrainer, make_trainer, steps_per_epoch, total_steps
 from argprune.tasks.low_rank import DenseSizes, factor, merge
 from argprune.tasks.one_shot import batches, check_one_shot, drawn, prune_one_shot
 from argprune.tasks.options import Plan
@@ -77,7 +77,7 @@ class Job:
     weights: list[Weight]
     data: Mapping[str, Encoded]
     steps: int
-    epoch: int
+    steps_per_epoch: int
     ranks: Ranks
     # Of a low-rank run, before the weights became factors.
     dense_sizes: DenseSizes | None = None
@@ -111,7 +111,7 @@ class Job:
         data = {split: encoded(rows, by_length=split != "train") for split, rows in task.splits.items()}
         _check_lengths(model, data, settings)
         # A slice held out costs a method rows, not steps, and copies of texts take none.
-        steps, epoch = total_steps(settings, len(data["train"])), epoch_steps(settings, len(data["train"]))
+        steps, each = total_steps(settings, len(data["train"])), steps_per_epoch(settings, len(data["train"]))
         if method.holds_out:
             train, held = hold_out(task.splits["train"], settings.seed)
             data |= {"train": encoded(train, by_length=False), "held-out": encoded(held, by_length=True)}
@@ -125,7 +125,7 @@ class Job:
         # Now, so that weights which the method cannot prune are refused before a reference is trained for it.
         method.attach(weights, steps)
         check_shardable(settings, planned.method_name, method, distills=False)
-        job = Job(planned, task, tokenizer, model, weights, data, steps, epoch, ranks, sizes)
+        job = Job(planned, task, tokenizer, model, weights, data, steps, each, ranks, sizes)
         distill = find_distillation(settings, method)
         if distill is not None:
             check_student(distill, model, job.batch(2))
@@ -236,7 +236,7 @@ class Job:
             planned.method,
             planned.settings,
             self.steps,
-            self.epoch,
+            self.steps_per_epoch,
             run,
             progress,
             self.ranks,

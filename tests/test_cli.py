@@ -31,6 +31,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     [
         (["prnue"], "Unknown command 'prnue'. Known: prune, verify, study, export, report, analyse, list."),
         (["list", "colours"], "invalid choice: 'colours'"),
+        (["prune"], "No output. Give --output RUN"),
         (["prune", "--sparsity", "0.5"], "No output. Give --output RUN"),
         (["prune", "--method", "rrp", "--sparsity", "0.5"], "Unknown method 'rrp'. Did you mean 'rpp'?"),
         (["prune", "--method", "no_such_module:X", "--sparsity", "0.5"], "Cannot load method 'no_such_module:X'"),

@@ -116,7 +116,7 @@ def _spelled_out(arguments: list[str]) -> list[str]:
     # A switch of the methods that can be run as their authors did.
     arguments = ["--method.literal=true" if argument == "--literal" else argument for argument in arguments]
     # So is this one, where no value follows.
-    following = [*arguments[1:], "--"]
+    following = [*arguments, "--"][1:]
     arguments = [
         "--fsdp=true" if argument == "--fsdp" and after.startswith("-") else argument
         for argument, after in zip(arguments, following, strict=True)

@@ -61,66 +61,70 @@ def chart_data(
         ],
         "curves": list(curves.values()),
         "runs": [
-            {
-                "index": index,
-                "name": row["run"],
-                "cell": cells.index(cell_of(row)),
-                "curve": places[row["curve"]],
-                "variant": row["variant"],
-                "dense": row["method"] == DENSE,
-                "seed": row["seed"],
-                "target": row["sparsity_target"],
-                "encoder": row["sparsity_encoder"],
-                "score": _number(row["score"]),
-                "picked": row["picked"],
-            }
-            for index, row in enumerate(tables.runs)
+            _run(index, row, cells.index(cell_of(row)), places[row["curve"]]) for index, row in enumerate(tables.runs)
         ],
         "t": [round(quantile(degrees), 6) for degrees in range(1, min(freedom, 200) + 1)],
         "steps": steps,
         "logs": logs,
         "matrices": names,
         "layers": layers,
-        "comparisons": [
-            {
-                "cell": cells.index(cell_of(row)),
-                "target": row["sparsity_target"],
-                "first": row["first"],
-                "second": row["second"],
-                "firstSteps": row["first_steps"],
-                "secondSteps": row["second_steps"],
-                "difference": _number(row["difference"]),
-                "seeds": row["seeds"],
-                "examples": row["examples"],
-            }
-            | {
-                f"{kind[0]}{short}": _number(row[f"{kind}_{name}"])
-                for kind in ("seeds", "examples")
-                for short, name in (("low", "low"), ("high", "high"), ("p", "p"), ("pholm", "p_holm"))
-            }
-            for row in tables.comparisons
-        ],
+        "comparisons": [_comparison(row, cells.index(cell_of(row))) for row in tables.comparisons],
         "exports": [_export(row, tables.runs, places) for row in tables.exports],
         "formats": sorted({row["format"] for row in tables.exports}),
-        "criteria": [
+        "criteria": [_criteria(file, content, tables.criteria) for file, content in found.criteria],
+    }
+
+
+def _run(index: int, row: Row, cell: int, curve: int) -> dict[str, Any]:
+    return {
+        "index": index,
+        "name": row["run"],
+        "cell": cell,
+        "curve": curve,
+        "variant": row["variant"],
+        "dense": row["method"] == DENSE,
+        "seed": row["seed"],
+        "target": row["sparsity_target"],
+        "encoder": row["sparsity_encoder"],
+        "score": _number(row["score"]),
+        "picked": row["picked"],
+    }
+
+
+def _comparison(row: Row, cell: int) -> dict[str, Any]:
+    return {
+        "cell": cell,
+        "target": row["sparsity_target"],
+        "first": row["first"],
+        "second": row["second"],
+        "firstSteps": row["first_steps"],
+        "secondSteps": row["second_steps"],
+        "difference": _number(row["difference"]),
+        "seeds": row["seeds"],
+        "examples": row["examples"],
+    } | {
+        f"{kind[0]}{short}": _number(row[f"{kind}_{name}"])
+        for kind in ("seeds", "examples")
+        for short, name in (("low", "low"), ("high", "high"), ("p", "p"), ("pholm", "p_holm"))
+    }
+
+
+def _criteria(file: str, content: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "label": f"{Path(str(content.get('model'))).name} on {content.get('task')} ({Path(file).name})",
+        "rows": [
             {
-                "label": f"{Path(str(content.get('model'))).name} on {content.get('task')} ({Path(file).name})",
-                "rows": [
-                    {
-                        "name": row["criterion"],
-                        "regret": _number(row["regret"]),
-                        "spread": _number(row["regret_spread"]),
-                        "solver": _number(row["solver_gap"]),
-                        "sampling": _number(row["sampling_error"]),
-                        "model": _number(row["model_error"]),
-                        "blocks": row["blocks"],
-                        "proved": row["proved_optimal"],
-                    }
-                    for row in tables.criteria
-                    if row["file"] == file
-                ],
+                "name": row["criterion"],
+                "regret": _number(row["regret"]),
+                "spread": _number(row["regret_spread"]),
+                "solver": _number(row["solver_gap"]),
+                "sampling": _number(row["sampling_error"]),
+                "model": _number(row["model_error"]),
+                "blocks": row["blocks"],
+                "proved": row["proved_optimal"],
             }
-            for file, content in found.criteria
+            for row in rows
+            if row["file"] == file
         ],
     }
 

@@ -76,6 +76,21 @@ def log(run: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
 
 
+def kill(options: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a run of `sparsebert` and stop it after some steps."""
+    after = SparseBERT.after_step
+
+    def dies(self: SparseBERT, step: int, learning_rate: float) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+        after(self, step, learning_rate)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SparseBERT, "after_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            prune(**options, method="sparsebert", output=output)
+
+
 # Runs
 
 
@@ -98,17 +113,7 @@ def test_sparsebert_live_cached_and_killed_give_the_same_bits(
     assert live.metrics["distillation"]["answers"] == {"cached": False, "reason": "cache is false"}
     assert same(cached, live)
 
-    after = SparseBERT.after_step
-
-    def dies(self: SparseBERT, step: int, learning_rate: float) -> None:
-        if step == 5:
-            raise KeyboardInterrupt
-        after(self, step, learning_rate)
-
-    monkeypatch.setattr(SparseBERT, "after_step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        prune(**job, method="sparsebert", output=tmp_path / "run")
-    monkeypatch.undo()
+    kill(job, tmp_path / "run", monkeypatch)
     resumed = prune(**job, method="sparsebert", output=tmp_path / "run", resume=True)
     assert same(cached, resumed)
     assert log(resumed) == log(cached)
@@ -476,17 +481,7 @@ def test_false_is_not_the_default_of_a_method_that_distills(
     assert main(again) == 0
     assert same(alone, RunPath(tmp_path / "again"))
 
-    after = SparseBERT.after_step
-
-    def dies(self: SparseBERT, step: int, learning_rate: float) -> None:
-        if step == 5:
-            raise KeyboardInterrupt
-        after(self, step, learning_rate)
-
-    monkeypatch.setattr(SparseBERT, "after_step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        prune(**job, method="sparsebert", distill=False, output=tmp_path / "run")
-    monkeypatch.undo()
+    kill({**job, "distill": False}, tmp_path / "run", monkeypatch)
     with pytest.raises(ValueError, match="distill was False and is now None"):
         prune(**job, method="sparsebert", output=tmp_path / "run", resume=True)
     assert same(alone, prune(**job, method="sparsebert", distill=False, output=tmp_path / "run", resume=True))
