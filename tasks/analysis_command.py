@@ -154,7 +154,7 @@ def draw(patterns: Sequence[Pattern], masks: Mapping[str, Tensor], file: Path, m
             title = f"{1 - pattern.density:.0%} zeros"
             axis.set_title(title if column in begun_columns else f"{place.kind}\n{title}", fontsize=6)
             if row not in begun_rows:
-                axis.set_ylabel(f"layer {place.layer}", fontsize=7)
+                axis.set_ylabel(f"layer {place.layer}" if place.layer.isdecimal() else place.layer, fontsize=7)
             begun_rows.add(row)
             begun_columns.add(column)
         figure.suptitle(f"{metrics['method']}, {metrics['sparsity']['encoder']:.0%} zeros: what is kept", fontsize=9)
