@@ -11,11 +11,6 @@ import torch
 from torch import Tensor
 
 
-def stride_of(total: int, size: int) -> int:
-    """The distance at which about `size` of `total` entries are met; odd, so that it meets all columns of even rows."""
-    return max(1, total // size) | 1
-
-
 def evenly(flat: Sequence[Tensor], stride: int, start: int = 0) -> Any:
     """Every stride-th entry of flat tensors as if they were one, from position `start` < stride on; a NumPy array.
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from argprune.solvers.ilp import digits
-from argprune.solvers.ilp.bracket import bracket, evenly, stride_of
+from argprune.solvers.ilp.bracket import bracket, evenly
+from argprune.solvers.sampling import stride_of
 
 # Up to this many entries are selected from directly; the bracket for more is read off a sample of the second size.
 _DIRECT = 1 << 20

@@ -19,6 +19,7 @@ from argprune.solvers.ilp.budget_certificate import BudgetCertificate
 from argprune.solvers.ilp.items import Floats, Items
 from argprune.solvers.ilp.problem import Selection, Solution, Status, objective_of
 from argprune.solvers.ilp.rounding import rounded
+from argprune.solvers.sampling import stride_of
 
 # More items than this: prices of an evenly spaced sample of so many come first.
 _SAMPLE = 1 << 16
@@ -83,7 +84,7 @@ def priced_solution(
 
 def best_prices(items: Items, tol: float, num_steps: int) -> Prices:
     """Prices whose bound is within tol times its magnitude of the largest one."""
-    stride = items.total // _SAMPLE
+    stride = stride_of(items.total, _SAMPLE)
     few = items.every(stride) if stride > 1 else items
     # Mean cost by mean weight: what prices are, about.
     weights = few.usage([torch.ones_like(cost, dtype=torch.bool) for cost in few.costs])

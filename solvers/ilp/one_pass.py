@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from argprune.solvers.ilp.bracket import bracket, evenly, stride_of, wide
+from argprune.solvers.ilp.bracket import bracket, evenly, wide
 from argprune.solvers.ilp.problem import refuse_nan
+from argprune.solvers.sampling import stride_of
 
 T = TypeVar("T")
 

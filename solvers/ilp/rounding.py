@@ -18,6 +18,7 @@ from torch import Tensor
 
 from argprune.solvers.ilp.exact import near_one
 from argprune.solvers.ilp.items import Floats, Items
+from argprune.solvers.sampling import stride_of
 
 # Items close to the threshold to begin with: all where there are no more, else at least so many, and a share of all.
 _FEW, _LEAST, _SHARE = 1 << 14, 1 << 13, 1 / 1024
@@ -74,7 +75,7 @@ def _width(items: Items, prices: Floats, nu: float) -> float:
     """The distance from the threshold within which so many items lie as are looked at one by one."""
     if items.total <= _FEW:
         return math.inf
-    few = items.every(max(1, items.total // _SAMPLE))
+    few = items.every(stride_of(items.total, _SAMPLE))
     distances = np.concatenate([part.priced.abs().cpu().numpy() for part in few.priced(prices, nu)])
     rank = math.ceil(max(_LEAST / items.total, _SHARE) * len(distances))
     return float(np.partition(distances, rank)[rank])

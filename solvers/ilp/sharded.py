@@ -19,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from argprune.solvers.ilp import digits, one_pass
-from argprune.solvers.ilp.bracket import bracket, evenly, stride_of, wide
+from argprune.solvers.ilp.bracket import bracket, evenly, wide
 from argprune.solvers.ilp.problem import Solution, as_tensors, objective_of, refuse_nan
 from argprune.solvers.ilp.threshold import certificate_at, combined, masks_up_to, split_ties, weigh
+from argprune.solvers.sampling import stride_of
 
 T = TypeVar("T")
 

@@ -17,6 +17,7 @@ from argprune.solvers.prox.base import Formula, check_parameter, fresh, load_cvx
 from argprune.solvers.prox.radial import norms
 from argprune.solvers.prox.sets import indicator, power_of_two, scalar_step
 from argprune.solvers.registry import register
+from argprune.solvers.sampling import stride_of
 
 # Entries that say about where a threshold lies, of at least as many times as many.
 _SAMPLE = 1 << 10
@@ -234,7 +235,7 @@ def _simplex_threshold(flat: Tensor, largest: Tensor, total: float) -> Tensor:
     low = -1 - 4 * torch.finfo(flat.dtype).eps
     if len(flat) > _SAMPLE**2:
         # A sample says about where the threshold is; entries well below cannot lie above it.
-        sample = (flat[:: len(flat) // _SAMPLE].double() - largest) / total
+        sample = (flat[:: stride_of(len(flat), _SAMPLE)].double() - largest) / total
         guess = _michelot(sample, len(sample) / len(flat))
         excess = (sample - guess).clamp(min=0)
         spread = excess.std() / (excess > 0).double().mean() / len(sample) ** 0.5

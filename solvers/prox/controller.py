@@ -18,6 +18,7 @@ from torch import Tensor
 from argprune.solvers.ilp import Certificate, solve_sharded
 from argprune.solvers.prox.optimizer import ProximalOptimizer
 from argprune.solvers.prox.separable import WeightedL1
+from argprune.solvers.sampling import stride_of
 from argprune.solvers.shards import ShardGroup, group_of
 
 Scope = Literal["matrix", "global"]
@@ -50,7 +51,7 @@ class SparsityController:
             self.last = [quantile([_critical_strength(optimizer, i, exact)], target) for i in range(count)]
         else:
             total = sum(weight.numel for weight in optimizer.weights)
-            stride = 1 if exact else max(1, total // (_SAMPLE * count))
+            stride = 1 if exact else stride_of(total, _SAMPLE * count)
             critical = [_critical_strength(optimizer, i, exact, stride) for i in range(count)]
             self.last = [quantile(critical, target)] * count
         return self.last
@@ -62,7 +63,7 @@ def _critical_strength(optimizer: ProximalOptimizer, index: int, exact: bool, st
     w = weight.parameter.detach().flatten()
     assert isinstance(regularizer, WeightedL1), "the quantile rule holds for weighted l1 only"
     if stride is None:
-        stride = 1 if exact else max(1, weight.numel // _SAMPLE)
+        stride = 1 if exact else stride_of(weight.numel, _SAMPLE)
     start = weight.first_of(stride)
     step, factors = optimizer.prox_step(index, stride, start), regularizer.factors
     unit = step * (factors.flatten()[start::stride] if isinstance(factors, Tensor) else factors)

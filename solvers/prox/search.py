@@ -16,6 +16,7 @@ from torch import Tensor
 
 from argprune.solvers.prox.optimizer import ProximalOptimizer
 from argprune.solvers.prox.reweighting import Scaled
+from argprune.solvers.sampling import stride_of
 from argprune.solvers.shards import totals
 
 _SAMPLE = 1 << 11
@@ -77,7 +78,7 @@ def _problem(optimizer: ProximalOptimizer, index: int, exact: bool) -> tuple[Ten
     """The coming prox problem of a weight, or of a sample of its entries where they are not tied."""
     weight, regularizer = optimizer.weights[index], optimizer.regularizers[index]
     w = weight.parameter.detach()
-    stride = max(1, weight.numel // _SAMPLE)
+    stride = stride_of(weight.numel, _SAMPLE)
     if exact or stride == 1 or not getattr(regularizer, "separable", False):
         return w, optimizer.prox_step(index), regularizer
     start = weight.first_of(stride)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from argprune.solvers.ilp import Selection, closed_form, keep_largest, kth_largest, one_pass, solve
-from argprune.solvers.ilp.bracket import bracket, evenly, stride_of
+from argprune.solvers.ilp.bracket import bracket, evenly
+from argprune.solvers.sampling import stride_of
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 few_values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 0.5, float("inf"), -float("inf")])

@@ -89,6 +89,23 @@ def test_sampled_counts(options: dict[str, Any], scope: Literal["matrix", "globa
         assert sum(zeros(optimizer)) / 500_000 == pytest.approx(0.7, rel=0, abs=0.015)
 
 
+@metrics
+@scopes
+def test_samples_of_matrices_whose_rows_are_a_power_of_two_meet_all_columns(
+    options: dict[str, Any], scope: Literal["matrix", "global"]
+) -> None:
+    optimizer = build([(1024, 512), (512, 1024)], 0.7, scope, False, options, torch.float32)
+    with torch.no_grad():
+        for weight in optimizer.weights:
+            weight.parameter.mul_(torch.linspace(0.5, 1.5, weight.parameter.shape[1]))
+    optimizer.step()
+    # Four standard deviations, as above: each quantile is of some 4,096 entries, or of 8,192 of both.
+    fractions = [n / 2**19 for n in zeros(optimizer)]
+    if scope == "global":
+        fractions = [sum(fractions) / 2]
+    assert fractions == pytest.approx([0.7] * len(fractions), rel=0, abs=0.03)
+
+
 @scopes
 def test_target_zero_leaves_the_weights_alone(scope: Literal["matrix", "global"]) -> None:
     optimizer = build([(6, 5), (4, 3)], 0.0, scope, True, {"metric": "metric"})

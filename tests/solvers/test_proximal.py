@@ -68,6 +68,15 @@ def test_sampled_searches_come_close() -> None:
     assert float((parameter == 0).float().mean()) == pytest.approx(0.8, abs=0.03)
 
 
+def test_a_sample_of_a_matrix_whose_rows_are_a_power_of_two_meets_all_columns() -> None:
+    parameter, _, optimizer = problem((1024, 256))
+    with torch.no_grad():
+        parameter.mul_(torch.linspace(0.5, 1.5, 256))
+    optimizer.strength = StrengthSearch(lambda: 0.8, lambda: False)
+    optimizer.prox_()
+    assert float((parameter == 0).float().mean()) == pytest.approx(0.8, abs=0.03)
+
+
 def test_at_a_learning_rate_of_zero_the_prox_is_the_identity() -> None:
     parameter, _, optimizer = problem()
     optimizer.param_groups[0]["lr"] = 0.0

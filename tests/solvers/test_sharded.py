@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, multiprocessing
 
 from argprune.solvers.ilp import Selection, Solution, digits, one_pass, sharded, solve, solve_sharded, solve_streamed
-from argprune.solvers.ilp.bracket import bracket, stride_of
+from argprune.solvers.ilp.bracket import bracket
+from argprune.solvers.sampling import stride_of
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 special = st.sampled_from([0.0, -0.0, 1.0, -2.0, 5e-8, -5e-8, 1e-45, -1e-45, -5e-324, math.inf, -math.inf])
