@@ -19,7 +19,7 @@ from typing import Any
 
 FOLDER = "ARGPRUNE_CACHE"
 # A number to change with what the examples of a kind hold.
-_FORMAT = 1
+_FORMAT = 2
 
 Examples = list[dict[str, Any]]
 

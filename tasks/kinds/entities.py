@@ -63,8 +63,9 @@ class Entities:
     def encode(self, rows: Sequence[Sentence], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
         """Pieces of the words, cut to `max_length`; the first of each word is labelled, others are -100.
 
-        "about": the row, and the words whose pieces are labelled, in order.
-        Raises ValueError for a tokenizer that does not say which word a piece is of.
+        Sentences without a piece of any word, on which there is no loss, are left out. "about": the row, and the words
+        whose pieces are labelled, in order. Raises ValueError for a tokenizer that does not say which word a piece is
+        of, and where no sentence is left.
         """
         if not tokenizer.is_fast:
             raise ValueError(f"task {self.name}: its tags need a fast tokenizer, which says of which word a piece is.")
@@ -87,14 +88,11 @@ class Entities:
         prediction: its `inputs` are the `Encoded` sentences that were predicted.
         """
         data = prediction.inputs
-        predicted, right = [], []
+        predicted = [[OUTSIDE] * len(row.words) for row in data.rows]
+        right = [row.tags for row in data.rows]
         for about, tags, labels in zip(data.about, prediction.predictions, prediction.label_ids, strict=True):
-            row = data.rows[about["row"]]
-            said = [OUTSIDE] * len(row.words)
             for word, tag in zip(about["words"], tags[labels != _IGNORED], strict=True):
-                said[word] = self.labels[int(tag)]
-            predicted.append(said)
-            right.append(row.tags)
+                predicted[about["row"]][word] = self.labels[int(tag)]
         pairs = zip(chain.from_iterable(predicted), chain.from_iterable(right), strict=True)
         told = [said == tag for said, tag in pairs]
         return {**entity_scores(predicted, right), "accuracy": sum(told) / len(told)}
@@ -111,10 +109,16 @@ class Entities:
             for at, word in enumerate(encoded.word_ids()):
                 if word is not None:
                     seen.setdefault(word, at)
+            if not seen:
+                continue
             labels = [_IGNORED] * len(encoded["input_ids"])
             for word, at in seen.items():
                 labels[at] = index[row.tags[word]]
             examples.append({**encoded, "labels": labels, "about": {"row": number, "words": list(seen)}})
+        if not examples:
+            raise ValueError(
+                f"task {self.name}: of {len(rows)} sentences the tokenizer keeps no word (max_length {max_length})."
+            )
         return examples
 
 

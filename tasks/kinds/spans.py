@@ -87,15 +87,19 @@ class SpanExtraction:
 
         A question takes a quarter of a window at most. "about": the row, the token of no answer, the first context
         token, and the `gaps` and lengths of what the context tokens stand for.
-        Raises ValueError for a tokenizer that does not say where its tokens stand, and a window without room.
+        Raises ValueError for a tokenizer that does not say where its tokens stand, a window without room, and where no
+        context has a token.
         """
         if not tokenizer.is_fast:
             raise ValueError(f"task {self.name}: its answers need a fast tokenizer, which says where tokens stand.")
         if max_length < 16:
             raise ValueError(f"task {self.name}: max_length {max_length} leaves a context no room; give at least 16.")
-        return cached(
+        windows = cached(
             [type(self).__name__, max_length], rows, tokenizer, lambda: list(_windows(rows, tokenizer, max_length))
         )
+        if not any(window["about"]["gaps"] for window in windows):
+            raise ValueError(f"task {self.name}: of {len(rows)} contexts the tokenizer keeps no token.")
+        return windows
 
     def collator(self, tokenizer: Any) -> Any:
         """Padding to the longest window of the batch, behind: places are counted from a window's first token."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
@@ -19,6 +19,8 @@ from argprune.tasks.kinds.entities import tag_names
 from argprune.tasks.texts import SPLITS
 
 TAGS = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+# A control character: of this word no piece is left.
+DROPPED = "\x07"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 sentences = st.lists(
-    st.tuples(st.text("abc", min_size=1, max_size=4) | st.just("\x07"), st.sampled_from(TAGS)), min_size=1, max_size=12
+    st.tuples(st.text("abc", min_size=1, max_size=4) | st.just(DROPPED), st.sampled_from(TAGS)), min_size=1, max_size=12
 ).map(lambda pairs: Sentence(*map(tuple, zip(*pairs, strict=True))))
 
 
@@ -42,6 +44,7 @@ def task(rows: list[Sentence]) -> Entities:
 
 @given(st.lists(sentences, min_size=1, max_size=4), st.integers(4, 24))
 def test_first_pieces_bear_the_tags(tokenizer: Any, rows: list[Sentence], length: int) -> None:
+    assume(any(word != DROPPED for row in rows for word in row.words[:1]))
     entities = task(rows)
     data = Encoded(rows, tokenizer, length, by_length=True, encode=entities.encode)
     for item, about in zip((data[at] for at in range(len(data))), data.about, strict=True):
@@ -55,11 +58,9 @@ def test_first_pieces_bear_the_tags(tokenizer: Any, rows: list[Sentence], length
     # A network that is right about all it sees: what it does not see, it takes for no entity.
     labels = [np.array(data[at]["labels"]) for at in range(len(data))]
     scores = entities.measure(SimpleNamespace(inputs=data, predictions=labels, label_ids=labels))
+    seen = {(about["row"], word) for about in data.about for word in about["words"]}
     unseen = [
-        tag
-        for about in data.about
-        for word, tag in enumerate(rows[about["row"]].tags)
-        if word not in about["words"] and tag != "O"
+        tag for at, row in enumerate(rows) for word, tag in enumerate(row.tags) if (at, word) not in seen and tag != "O"
     ]
     assert scores["accuracy"] == pytest.approx(1 - len(unseen) / sum(len(row.words) for row in rows))
     if not unseen and any(tag != "O" for row in rows for tag in row.tags):
@@ -74,6 +75,19 @@ def test_words_that_are_cut_off_count(tokenizer: Any) -> None:
     labels = [np.array(data[0]["labels"])]
     scores = entities.measure(SimpleNamespace(inputs=data, predictions=labels, label_ids=labels))
     assert (scores["precision"], scores["recall"]) == (1.0, 0.5)
+
+
+def test_sentences_without_pieces_are_not_trained_on_but_scored(tokenizer: Any) -> None:
+    """A batch of them alone would have a loss of NaN."""
+    rows = [Sentence((DROPPED,), ("B-LOC",)), Sentence(("ab",), ("B-PER",))]
+    entities = task(rows)
+    data = Encoded(rows, tokenizer, 8, encode=entities.encode)
+    assert data.about == [{"row": 1, "words": [0]}]
+    labels = [np.array(data[0]["labels"])]
+    scores = entities.measure(SimpleNamespace(inputs=data, predictions=labels, label_ids=labels))
+    assert (scores["precision"], scores["recall"], scores["accuracy"]) == (1.0, 0.5, 0.5)
+    with pytest.raises(ValueError, match=r"task t: of 1 sentences the tokenizer keeps no word \(max_length 8\)"):
+        entities.encode(rows[:1], tokenizer, 8)
 
 
 def test_padding(tokenizer: Any) -> None:

@@ -113,6 +113,13 @@ def test_a_tokenizer_that_says_no_places_is_refused() -> None:
         task([question(["w1"], 0, 1)]).encode([], SimpleNamespace(is_fast=False), 32)
 
 
+def test_contexts_without_any_token_are_refused(tokenizer: Any) -> None:
+    rows = [question(["w1"], 0, 1), Question("w1", " ", ())]
+    assert len(task(rows).encode(rows, tokenizer, 32)) == 2
+    with pytest.raises(ValueError, match="task t: of 1 contexts the tokenizer keeps no token"):
+        task(rows).encode(rows[1:], tokenizer, 32)
+
+
 def test_n_best(tokenizer: Any) -> None:
     questions = task([question(["w10", "w11", "w12", "w13"], 1, 1)], n_best=3, max_answer_length=2)
     data = encoded(questions, tokenizer)
