@@ -55,10 +55,18 @@ class Pipeline:
 
     @staticmethod
     def trace(model: nn.Module, batch: Batch) -> Pipeline:
-        """Run a batch through the model, in evaluation mode, and note the calls. ValueError where it has no blocks."""
+        """Run a batch through the model, in evaluation mode, and note the calls.
+
+        Raises ValueError where the model has no blocks, or they pass on more than their outputs.
+        """
         found = _find_blocks(model)
         if not found:
             raise ValueError(f"{type(model).__name__} has no repeated blocks to go through one by one.")
+        if _shares_keys(model):
+            raise ValueError(
+                f"{type(model).__name__}: its last layers read keys and values of earlier ones (num_kv_shared_layers), "
+                "so that it cannot be run block by block."
+            )
         order: dict[int, int] = {}
         calls: list[int] = []
         latest: dict[str, Any] = {}
@@ -156,6 +164,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _shares_keys(model: nn.Module) -> bool:
+    config = getattr(model, "config", None)
+    return config is not None and bool(getattr(config.get_text_config(), "num_kv_shared_layers", 0))
 
 
 def _find_blocks(model: nn.Module) -> list[Block]:

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # What transformers calls tables of learned positions.
-_TABLES = ("position_embeddings", "embed_positions", "wpe")
+_TABLES = ("position_embeddings", "embed_positions", "positions_embed", "wpe")
 
 
 def longest_text(model: nn.Module) -> int | None:
@@ -16,7 +16,11 @@ def longest_text(model: nn.Module) -> int | None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _TABLES
     ]
-    return min(map(_usable, tables), default=None)
+    if not tables:
+        return None
+    # Some tables are longer than what a model says and can take: Nystromformer's has two rows for padding.
+    said = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return min([*map(_usable, tables), *([said] if isinstance(said, int) else [])])
 
 
 def _usable(table: nn.Embedding) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from logging import ERROR
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,11 +22,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from argprune.models.factorised import find_factors
 from argprune.models.labels import find_order, label_names, reorder_outputs
 from argprune.models.prunable import find_weights
+from argprune.models.silence import quiet
 
 MODELS: Mapping[str, str] = MappingProxyType(
     {"minilm": "all-MiniLM-L6-v2: pretrained BERT, 6 layers, 384 wide, 22.7M parameters; no download"}
@@ -113,7 +111,7 @@ def load_model(
     source = resolve_model(name)
     head = {**_HEADS.get(kind, {}), **({} if num_labels is None else {"num_labels": num_labels})}
     model: PreTrainedModel
-    with _quiet():
+    with quiet():
         try:
             model, info = KINDS[kind].from_pretrained(
                 source,
@@ -167,7 +165,7 @@ def load_tokenizer(name: str, *, revision: str = "main") -> PreTrainedTokenizerB
     `resolve_model`.
     """
     source = resolve_model(name)
-    with _quiet():
+    with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         except (OSError, ValueError) as error:
@@ -233,19 +231,3 @@ def _cannot_load(what: str, source: str, error: Exception) -> str:
             reason = "no such folder, and not in the hub's cache, all there is offline (HF_HUB_OFFLINE=1)."
         reason = f"{reason} Give a folder written by save_pretrained, a hub id, or {_embedded()}."
     return f"Cannot load the {what}: {reason}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' load report and progress bars, and restore both settings."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hide: Callable[[], None] = logging.disable_progress_bar
-    show: Callable[[], None] = logging.enable_progress_bar
-    logging.set_verbosity(ERROR)
-    hide()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            show()

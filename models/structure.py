@@ -76,9 +76,10 @@ def find_heads(model: nn.Module, *, biases: bool = False) -> list[Tied]:
     model: as for `find_weights`. biases: tie the entries of the query, key and value biases too, where there are any.
     Result: ties named after the module that holds the four matrices; their weights are those of `find_weights`, and
     group h is head h: a block of rows of query, key and value, a block of columns of the output. Where query heads
-    share keys and values, a group is a key and value head with its queries.
-    Raises ValueError where no attention layer is of a known layout, naming what the blocks hold, and where a norm over
-    all heads makes them depend on each other.
+    share keys and values, a group is a key and value head with its queries. Layers that share all their matrices have
+    one tie, of the first layer's name.
+    Raises ValueError where no attention layer is of a known layout, naming what the blocks hold, where a norm over all
+    heads makes them depend on each other, and where layers share some of their matrices only.
     """
     return _find(model, "heads", biases)
 
@@ -134,21 +135,36 @@ def find_ties(model: nn.Module, kinds: Sequence[Kind], weights: Sequence[Weight]
 
 def _find(model: nn.Module, kind: Kind, biases: bool) -> list[Tied]:
     prunable = {id(weight.parameter): weight for weight in find_weights(model)}
-    found = []
+    found: list[Tied] = []
+    owners: dict[int, str] = {}
     for path, module in model.named_modules():
         layout = next((layout for layout in _LAYOUTS[kind] if _fits(layout, module, prunable)), None)
-        if layout is not None:
-            found.append(_tie(kind, path, module, layout, prunable, biases))
+        if layout is None:
+            continue
+        tie = _tie(kind, path, module, layout, prunable, biases)
+        matrices = [id(weight.parameter) for weight in tie.weights if weight.parameter.ndim > 1]
+        sharing = {owners[matrix] for matrix in matrices if matrix in owners}
+        if not sharing:
+            found.append(tie)
+        elif not all(matrix in owners for matrix in matrices):
+            raise ValueError(f"{path} shares some of its matrices with {min(sharing)}, and not all of them.")
+        owners |= dict.fromkeys(matrices, path)
     if not found:
         raise ValueError(_nothing_found(model, kind, list(prunable.values())))
     return found
 
 
 def _fits(layout: _Layout, module: nn.Module, prunable: Mapping[int, Weight]) -> bool:
-    return all(
-        id(getattr(_descendant(module, name), "weight", None)) in prunable
-        for name in (*(name for name, _ in layout.writers), layout.reader)
-    )
+    names = (*(name for name, _ in layout.writers), layout.reader)
+    found = [prunable.get(id(getattr(_descendant(module, name), "weight", None))) for name in names]
+    weights = [weight for weight in found if weight is not None]
+    if len(weights) < len(found):
+        return False
+    # GPT-BigCode's c_attn, not transposed as GPT-2's is, has its matrices head by head, or one key and value for all.
+    if any(stacked > 1 and not w.transposed for (_, stacked), w in zip(layout.writers, weights, strict=False)):
+        return False
+    # The reader's columns are the units' entries and nothing else; queries may come with a gate.
+    return weights[0].matrix.shape[0] // layout.writers[0][1] % weights[-1].matrix.shape[1] == 0
 
 
 def _descendant(module: nn.Module, path: str) -> nn.Module | None:

@@ -141,7 +141,8 @@ def _write_dense(export: Export, model: PreTrainedModel, folder: Path) -> dict[s
 
 def _write_structured(export: Export, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     small = shrink(model, regular=export.regular)
-    small.model.save_pretrained(folder)
+    # Irregular shapes are loaded by the parameters' names; transformers saves some architectures under others.
+    small.model.save_pretrained(folder, save_original_format=small.regular)
     plain = f"transformers.{type(model).__name__}.from_pretrained(folder)"
     facts = _facts(export, plain if small.regular else "argprune.models.load_shrunk(folder)")
     units = {kind: {name: list(pair) for name, pair in layers.items()} for kind, layers in small.units.items()}

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from argprune.models.export.layers import FORMATS, Unsuitable, sparse_layer
 from argprune.models.prunable import find_weights
+from argprune.models.timing import HOPELESS, median_seconds
 
 DENSE = "dense"
-# A candidate that takes this many times the best one's time after its warm-up is not timed further.
-_HOPELESS = 3.0
 # What a format must gain over the dense layer to be taken: less than that is the noise of measuring.
 _GAIN = 0.05
 
@@ -106,38 +103,13 @@ def _choose(name: str, module: nn.Module, batch: tuple[int, int], kinds: Sequenc
             candidates[kind] = sparse_layer(module, kind)
         except Unsuitable as error:
             refused[kind] = str(error)
-    seconds = measure(candidates, x, repetitions)
+    seconds = median_seconds(candidates, x, repetitions)
     for kind in set(candidates) - set(seconds):
-        refused[kind] = f"{kind}: more than {_HOPELESS:g} times as slow as the fastest."
+        refused[kind] = f"{kind}: more than {HOPELESS:g} times as slow as the fastest."
     milliseconds = {kind: 1e3 * value for kind, value in seconds.items()}
     best = min(milliseconds, key=milliseconds.__getitem__)
     gains = milliseconds[best] < (1 - _GAIN) * milliseconds[DENSE]
     return Choice(name, best if gains else DENSE, sparsity, milliseconds, refused)
-
-
-def measure(candidates: Mapping[str, nn.Module], x: Tensor, repetitions: int) -> dict[str, float]:
-    """Median seconds of each candidate on `x`, in turns after a warm-up; the first one is always among them."""
-    warm = {}
-    for kind, module in candidates.items():
-        timed(module, x)
-        warm[kind] = min(timed(module, x), timed(module, x))
-    first, limit = next(iter(candidates)), _HOPELESS * min(warm.values())
-    times: dict[str, list[float]] = {kind: [] for kind in candidates if kind == first or warm[kind] <= limit}
-    for _ in range(repetitions):
-        for kind, values in times.items():
-            values.append(timed(candidates[kind], x))
-    return {kind: statistics.median(values) for kind, values in times.items()}
-
-
-def timed(module: nn.Module, x: Tensor) -> float:
-    """Seconds that one call takes, its device work included."""
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    module(x)
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 @contextmanager

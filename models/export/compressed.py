@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from argprune.models.export.loading import build_model, load_state, save_configs
+from argprune.models.factorised import find_factors
 
 FILE = "model.compressed.safetensors"
 _FORMAT = "argprune-compressed-1"
@@ -49,8 +50,12 @@ def save_compressed(model: PreTrainedModel, folder: str | os.PathLike[str]) -> S
     """Write `model` into a folder, made if missing: its configs, and all tensors in one safetensors file.
 
     model: with its zeros in place, of any dtype; a shrunk one too. Tensors with several names are stored once.
-    Result: the sizes before and after.
+    Result: the sizes before and after. Raises ValueError, before anything is written, for a model with factors.
     """
+    if find_factors(model):
+        raise ValueError(
+            f"{type(model).__name__} has factors, which are small already; merge_factors makes one matrix of each."
+        )
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     stored: dict[str, Tensor] = {}

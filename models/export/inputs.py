@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,8 @@ def example_inputs(model: PreTrainedModel, batch: int, length: int, seed: int = 
     """Arguments of the model's forward: int64 (batch, length) each, drawn by `seed`; on the model's device.
 
     Every second text ends at half the length. Token types where the model has several; the decoder of an
-    encoder-decoder model gets half the length. Raises ValueError for a size below 1 or beyond the model's positions.
+    encoder-decoder model gets half the length, but where it classifies: it reads the texts themselves then, and tells
+    their ends by an end token. Raises ValueError for a size below 1 or beyond the model's positions.
     """
     most = longest_text(model)
     if batch < 1 or length < 1 or (most is not None and length > most):
@@ -33,7 +35,11 @@ def example_inputs(model: PreTrainedModel, batch: int, length: int, seed: int = 
     accepted = inspect.signature(model.forward).parameters
     if "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = torch.randint(0, 2, ids.shape, generator=generator)
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder and type(model).__name__.endswith("ForSequenceClassification"):
+        end = config.eos_token_id
+        ids[ids == end] = (end + 1) % config.vocab_size
+        ids[torch.arange(batch), mask.sum(1) - 1] = end
+    elif model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, : max(1, length // 2)].clone()
     return {name: value.to(model.device) for name, value in inputs.items()}
 
@@ -48,8 +54,8 @@ def read_logits(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[st
 
 def largest_difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
     """The largest absolute difference between the logits found and wanted, by name; NaN counts as infinite."""
-    worst = max(float((found[name].double() - wanted[name].double()).abs().max()) for name in wanted)
-    return worst if worst == worst else float("inf")
+    differences = [float((found[name].double() - wanted[name].double()).abs().max()) for name in wanted]
+    return max(math.inf if math.isnan(difference) else difference for difference in differences)
 
 
 def interleaved_seconds(

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import transformers
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from argprune.models.architectures import read_architecture
 from argprune.models.export.units import resize
+from argprune.models.silence import quiet
 
 SHAPES = "argprune_shapes"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -30,23 +34,24 @@ def load_shrunk(folder: str | os.PathLike[str]) -> PreTrainedModel:
     Raises ValueError, one line, where the folder is no such model or its tensors do not fit.
     """
     path = Path(folder)
+    state = _read_weights(path)
     model = build_model(path)
-    load_state(model, _read_weights(path), path)
+    try:
+        load_state(model, state, path)
+    except ValueError:
+        # transformers saves some architectures under other names than the parameters', and loads them again.
+        renamed = None if hasattr(model.config, SHAPES) else _load_renamed(type(model), path)
+        if renamed is None:
+            raise
+        return renamed
     return model
 
 
 def build_model(folder: Path) -> PreTrainedModel:
     """The model that a folder's configs describe, of uninitialised weights, in evaluation mode."""
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{folder}: {reason} Give a folder that holds a model and its config.json.") from error
-    name = next(iter(config.architectures or ()), None)
-    cls = getattr(transformers, name or "", None)
-    if cls is None:
-        raise ValueError(f"{folder}/config.json: architecture {name!r} is none of transformers; export the model anew.")
-    with no_init_weights():
+    config, cls = read_architecture(folder)
+    # What is never saved, such as Marian's sinusoids, is computed.
+    with nullcontext() if cls._keys_to_ignore_on_save else no_init_weights():
         model: PreTrainedModel = cls(config)
     model.tie_weights()
     shapes = getattr(config, SHAPES, None)
@@ -68,7 +73,8 @@ def save_configs(model: PreTrainedModel, folder: Path) -> None:
 def load_state(model: PreTrainedModel, state: Mapping[str, Tensor], source: Path) -> None:
     """Give `model` these tensors by name, bits and dtype as they are; what is tied to one of them may be missing.
 
-    Raises ValueError for tensors that are missing, unknown or of another shape.
+    Parameters that the model ties are untied where their tensors differ. Raises ValueError for tensors that are
+    missing, unknown or of another shape.
     """
     own = model.state_dict(keep_vars=True)
     for name, tensor in state.items():
@@ -80,11 +86,38 @@ def load_state(model: PreTrainedModel, state: Mapping[str, Tensor], source: Path
                 f"config.json describes. Config and weights do not belong together."
             )
     filled = {id(own[name]) for name in state}
-    missing = [name for name, tensor in own.items() if id(tensor) not in filled]
+    unsaved = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_save", None) or ()]
+    missing = [
+        name
+        for name, tensor in own.items()
+        if id(tensor) not in filled and not any(pattern.search(name) for pattern in unsaved)
+    ]
     if missing:
         raise ValueError(f"{source}: {len(missing)} tensors are missing, such as {missing[0]!r}.")
+    given: dict[int, Tensor] = {}
     for name, tensor in state.items():
-        own[name].data = tensor
+        parameter = own[name]
+        if torch.equal(given.setdefault(id(parameter), tensor), tensor):
+            parameter.data = tensor
+        else:
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, nn.Parameter(tensor, parameter.requires_grad))
+            model.all_tied_weights_keys.pop(name, None)
+
+
+def _load_renamed(cls: Any, folder: Path) -> PreTrainedModel | None:
+    """The folder's model as transformers loads it; None where a tensor is missing, unknown or of another shape."""
+    with quiet():
+        model: PreTrainedModel
+        model, info = cls.from_pretrained(
+            folder,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    return None if any(info.values()) else model.eval()
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

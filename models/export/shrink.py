@@ -10,6 +10,9 @@ weights sum to one.
 from __future__ import annotations
 
 import copy
+import inspect
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +21,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from argprune.models.blocks import evaluating
+from argprune.models.export.inputs import example_inputs, largest_difference, read_logits
 from argprune.models.export.loading import SHAPES
 from argprune.models.export.units import KINDS, axis_entries, find_units, keep_units, owner, writers
+from argprune.models.inputs import longest_text
 from argprune.models.structure import Kind
 from argprune.solvers.groups import Part, Stacked, Tied
 
@@ -58,13 +64,53 @@ def shrink(model: PreTrainedModel, *, regular: bool = False) -> Shrunk:
     Result: a model in evaluation mode, on the same device and of the same dtype, whose outputs are those of `model` up
     to rounding. A unit goes where the columns that read it are zero, or where it does not depend on the input and its
     constant fits into the next bias. Every layer keeps at least one unit. Dropout is that of inference: none.
+    Where a short random text shows that a kind of units cannot be cut out of this architecture (heads with parameters
+    of their own, say), it stays, with a UserWarning.
     Raises ValueError where the model has no units of a known layout.
     """
     find_units(model)
-    if not regular:
-        return _shrunk(model, KINDS, level=False)
-    attempts = (_shrunk(model, kinds, level=True) for kinds in (KINDS, ("neurons",), ("heads",), ()))
-    return next(attempt for attempt in attempts if attempt.regular)
+    text = _short_text(model)
+    refused = False
+    for kinds in (KINDS, ("neurons",), ("heads",)):
+        attempt = _shrunk(model, kinds, level=regular)
+        if regular and not attempt.regular:
+            continue
+        if _agrees(attempt.model, model, text):
+            if refused:
+                _warn_of_kinds_that_stay(model, [kind for kind in KINDS if kind not in kinds])
+            return attempt
+        refused = True
+    if refused:
+        _warn_of_kinds_that_stay(model, KINDS)
+    return _shrunk(model, (), level=regular)
+
+
+def _short_text(model: PreTrainedModel) -> dict[str, Tensor] | None:
+    if "input_ids" not in inspect.signature(model.forward).parameters:
+        return None
+    return example_inputs(model, 2, min(8, longest_text(model) or 8))
+
+
+def _agrees(small: PreTrainedModel, model: PreTrainedModel, text: Mapping[str, Tensor] | None) -> bool:
+    """Whether both predict the same of a text, up to rounding."""
+    if text is None:
+        return True
+    with evaluating(model):
+        wanted = read_logits(model, text)
+    try:
+        found = read_logits(small, text)
+    except (RuntimeError, ValueError, IndexError, AssertionError):
+        return False
+    scale = max(float(value.abs().max()) for value in wanted.values())
+    return largest_difference(found, wanted) <= math.sqrt(torch.finfo(model.dtype).eps) * scale
+
+
+def _warn_of_kinds_that_stay(model: PreTrainedModel, kinds: Sequence[Kind]) -> None:
+    warnings.warn(
+        f"The {' and '.join(kinds)} of {type(model).__name__} stay: without those that are zero its outputs differ.",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 @torch.no_grad()
@@ -116,9 +162,6 @@ def _constant_heads(model: nn.Module, tie: Tied) -> Tensor:
         rows, bias = rows[:, -size:], bias[:, -size:]
     constants = bias.clone()
     constants[_depends(value, rows)] = torch.nan
-    # A sink takes a part of the attention, so that the weights of the positions no longer sum to one.
-    if hasattr(model.get_submodule(tie.name), "sinks"):
-        constants[constants.ne(0).any(1)] = torch.nan
     return constants
 
 
@@ -192,7 +235,7 @@ def _plain_config(model: PreTrainedModel, units: Mapping[Kind, Mapping[str, tupl
             return None
         for kept, before in set(layers.values()):
             for key in _COUNTS[kind]:
-                if key in keys:
+                if isinstance(keys.get(key, ""), int | None):
                     setattr(config, key, kept if keys[key] is None else keys[key] // before * kept)
     try:
         with torch.device("meta"):

@@ -7,6 +7,7 @@ The modules stay those of transformers; only their sizes change, and the head co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,17 +23,19 @@ _FIND = {"heads": find_heads, "neurons": find_neurons}
 # What attention layers call the number of their heads, of their keys' and values' heads, and the width of all heads.
 _HEADS = ("num_attention_heads", "num_heads", "n_heads")
 _KEY_HEADS = ("num_key_value_heads",)
-_WIDTHS = ("all_head_size", "inner_dim", "split_size")
+_WIDTHS = ("all_head_size", "inner_dim", "split_size", "embed_dim")
 
 
 def find_units(model: nn.Module) -> dict[Kind, list[Tied]]:
     """The heads and neurons of `model` that can be cut out, by kind; a kind that it does not have is left out.
 
-    Attention layers with position biases of their own for every head (T5) are left out: layers share those tables.
-    Raises ValueError where the model has neither kind.
+    Attention layers with position biases of their own for every head (T5) are left out: layers share those tables; so
+    are layers that share their matrices. Raises ValueError where the model has neither kind.
     """
     found: dict[Kind, list[Tied]] = {}
     refusals = []
+    holders = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    shared = {parameter for parameter, count in holders.items() if count > 1}
     for kind in KINDS:
         try:
             ties = _FIND[kind](model, biases=True)
@@ -42,6 +45,10 @@ def find_units(model: nn.Module) -> dict[Kind, list[Tied]]:
             continue
         if kind == "heads":
             ties = [tie for tie in ties if not _has_position_table(model.get_submodule(tie.name))]
+        own = [tie for tie in ties if not any(id(weight.parameter) in shared for weight in tie.weights)]
+        if len(own) < len(ties):
+            refusals.append(f"Some of its {kind} are of several layers, which share their matrices.")
+            ties = own
         if ties:
             found[kind] = ties
     if not found:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from argprune.models.export.choose import measure as median_seconds
 from argprune.models.factorised.checkpoint import describe
 from argprune.models.factorised.embedding import FactorisedEmbedding
 from argprune.models.factorised.gated import check_index
 from argprune.models.factorised.linear import FactorisedLinear
 from argprune.models.factorised.places import find_factors, restore, retie
+from argprune.models.timing import median_seconds
 from argprune.solvers.low_rank import Factors, stored_size
 
 # What one matrix must gain over two factors to be taken: less than that is the noise of measuring.

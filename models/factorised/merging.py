@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from argprune.models.architectures import read_architecture
 from argprune.models.factorised.checkpoint import METHOD, describe
 from argprune.models.factorised.places import layers, restore, retie
 
@@ -36,10 +36,7 @@ def load_low_rank(folder: Path) -> PreTrainedModel:
 
     Raises ValueError, one line, where that is no class of transformers.
     """
-    name = next(iter(_config(folder).get("architectures") or ()), None)
-    cls = getattr(transformers, name or "", None)
-    if cls is None:
-        raise ValueError(f"{folder}/config.json: architecture {name!r} is none of transformers; export another run.")
+    _, cls = read_architecture(folder)
     model: PreTrainedModel = cls.from_pretrained(folder, use_safetensors=True)
     return model.eval()
 

@@ -145,11 +145,11 @@ def retie(model: nn.Module) -> None:
     # From the inside out: what a model says of itself counts in those that hold it.
     for part in reversed([part for part in model.modules() if isinstance(part, PreTrainedModel)]):
         parameters = dict(part.named_parameters(remove_duplicate=False))
-        said, aliases = type(part)._tied_weights_keys or {}, _aliases(part)
+        # Some, such as Marian, say it of one model alone.
+        said = vars(part).setdefault("_tied_weights_keys_when_dense", part._tied_weights_keys) or {}
+        aliases = _aliases(part)
         ties = {target: source for target, source in said.items() if _names(parameters, target, source)} | aliases
-        vars(part).pop("_tied_weights_keys", None)
-        if ties != said:
-            part._tied_weights_keys = ties
+        part._tied_weights_keys = ties
         expanded = part.get_expanded_tied_weights_keys(all_submodels=True) | aliases
         part.all_tied_weights_keys = {
             target: source

@@ -275,7 +275,7 @@ def test_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         "StripLinear": 3.2,
         "BSRLinear": 9,
     }
-    monkeypatch.setattr("argprune.models.export.choose.timed", lambda module, x: seconds[type(module).__name__])
+    monkeypatch.setattr("argprune.models.timing.timed", lambda module, x: seconds[type(module).__name__])
     before = torch.get_num_threads()
     choices = choose_formats(model, length=4, threads=2)
     assert torch.get_num_threads() == before

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from argprune.models import find_heads, find_neurons
-from argprune.models.export import load_shrunk, shrink
+from argprune.models.export import example_inputs, largest_difference, load_shrunk, read_logits, shrink
 from argprune.solvers.groups import Tied
 
 Options = dict[str, Any]
@@ -203,3 +203,59 @@ def test_folders_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
 def test_a_model_without_units_is_refused() -> None:
     with pytest.raises(ValueError, match="has no units to cut out"):
         shrink(nn.Sequential(nn.Linear(3, 3)))  # type: ignore[arg-type]
+
+
+_QWEN = _LLAMA | {"head_dim": 8, "attention_bias": True, "num_experts": 0, "mlp_only_layers": [0, 1]}
+_GEMMA = _LLAMA | {"head_dim": 8, "intermediate_size": [24, 24], "hidden_size_per_layer_input": 8, "laurel_rank": 4}
+_GEMMA |= {"vocab_size_per_layer_input": 50, "altup_num_inputs": 2, "num_kv_shared_layers": 0}
+# Architectures in which a unit is not only what its matrices say.
+ENTANGLED: Mapping[str, tuple[str, Any]] = {
+    "a table of position biases outside": ("heads", lambda: tf.MPNetModel(tf.MPNetConfig(**_BERT))),
+    "a gate on constant heads": (
+        "heads",
+        lambda: tf.Qwen3NextForCausalLM(tf.Qwen3NextConfig(**_QWEN, layer_types=["full_attention"] * 2)),
+    ),
+    "a norm for every head": (
+        "heads",
+        lambda: tf.StableLmForCausalLM(tf.StableLmConfig(**_LLAMA, qk_layernorm=True)),
+    ),
+    "a cut at the mean of all neurons": (
+        "neurons",
+        lambda: tf.Gemma3nForCausalLM(tf.Gemma3nTextConfig(**_GEMMA, activation_sparsity_pattern=[0.5, 0.5])),
+    ),
+}
+
+
+@pytest.mark.parametrize("which", ENTANGLED)
+def test_units_that_cannot_be_cut_out_stay_with_a_warning(which: str) -> None:
+    kind, build = ENTANGLED[which]
+    torch.manual_seed(0)
+    model = build().eval()
+    other = {"heads": find_neurons, "neurons": find_heads}[kind](model)[0]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        for tie in {"heads": find_heads, "neurons": find_neurons}[kind](model):
+            for weight, mask in list(zip(tie.weights, tie.masks(torch.arange(tie.count) > 0), strict=True))[:-1]:
+                weight.parameter.mul_(mask)
+        for weight, mask in zip(other.weights, other.masks(torch.arange(other.count) > 0), strict=True):
+            weight.parameter.mul_(mask)
+    wanted = read_logits(model, example_inputs(model, 2, 12))
+    with pytest.warns(UserWarning, match=rf"The {kind} of {type(model).__name__} stay: without those that are zero"):
+        small = shrink(model)
+    assert small.removed == 1
+    assert kind not in small.units
+    found = read_logits(small.model, example_inputs(model, 2, 12))
+    assert largest_difference(found, wanted) < 1e-4 * max(float(value.abs().max()) for value in wanted.values())
+
+
+def test_matrices_that_two_layers_share_are_not_cut() -> None:
+    model = make("bert")
+    first, second = model.bert.encoder.layer
+    second.intermediate.dense.weight = first.intermediate.dense.weight
+    second.output.dense.weight = first.output.dense.weight
+    with torch.no_grad():
+        first.output.dense.weight[:, :12] = 0
+    small = shrink(model)
+    assert small.removed == 0
+    assert torch.equal(logits(small.model), logits(model))

@@ -24,6 +24,8 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    MarianConfig,
+    MarianMTModel,
     PreTrainedModel,
     T5EncoderModel,
     Trainer,
@@ -206,6 +208,30 @@ def test_the_trainer_trains_saves_and_resumes(tmp_path: Path) -> None:
     resumed = trainer(3)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.state.global_step == 3
+
+
+def marian() -> Any:
+    """One that says of itself, not its class, what it ties."""
+    sizes: dict[str, Any] = {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 24,
+        "d_model": 32,
+    }
+    heads: dict[str, Any] = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64}
+    return MarianMTModel(MarianConfig(vocab_size=60, pad_token_id=1, **sizes, **heads))
+
+
+def test_ties_that_a_model_says_of_itself(tmp_path: Path) -> None:
+    model = marian().eval()
+    factorise(model, find_weights(model), rank=5)
+    compact(model)
+    wanted = logits(model)
+    model.save_pretrained(tmp_path)
+    loaded = MarianMTModel.from_pretrained(tmp_path).eval()
+    assert largest_difference(logits(loaded), wanted) == 0
+    assert loaded.model.shared.weight is loaded.lm_head.weight
 
 
 class SharedBert(BertModel):

@@ -8,7 +8,15 @@ import pytest
 import tiny_models
 import torch
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+from transformers import (
+    NystromformerConfig,
+    NystromformerModel,
+    OpenAIGPTConfig,
+    OpenAIGPTModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from argprune.models import add_padding, longest_text
 
@@ -21,9 +29,34 @@ def roberta() -> Any:
     )
 
 
+def nystromformer() -> Any:
+    """Its table has two rows more than it has positions."""
+    config = NystromformerConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+    )
+    return NystromformerModel(config)
+
+
+def openai_gpt() -> Any:
+    return OpenAIGPTModel(OpenAIGPTConfig(vocab_size=60, n_embd=32, n_layer=1, n_head=2, n_positions=64))
+
+
 @pytest.mark.parametrize(
     ("make", "longest"),
-    [(tiny_models.bert, 512), (tiny_models.gpt2, 64), (tiny_models.bart, 64), (roberta, 16), (tiny_models.llama, None)],
+    [
+        (nystromformer, 64),
+        (openai_gpt, 64),
+        (tiny_models.bert, 512),
+        (tiny_models.gpt2, 64),
+        (tiny_models.bart, 64),
+        (roberta, 16),
+        (tiny_models.llama, None),
+    ],
 )
 def test_the_longest_text_is_what_a_forward_takes(make: Any, longest: int | None) -> None:
     model = make().eval()

@@ -546,3 +546,25 @@ def test_on_a_gpu_the_inputs_are_the_same() -> None:
         spies.append(spy)
     for name, gram in spies[0].grams.items():
         assert torch.allclose(gram, spies[1].grams[name].cpu(), rtol=1e-2, atol=1e-2 * float(gram.abs().max())), name
+
+
+def test_layers_that_read_keys_of_earlier_ones_are_refused() -> None:
+    config = transformers.Gemma3nTextConfig(
+        vocab_size=60,
+        vocab_size_per_layer_input=60,
+        hidden_size=32,
+        hidden_size_per_layer_input=8,
+        num_hidden_layers=4,
+        intermediate_size=[24] * 4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        altup_num_inputs=2,
+        num_kv_shared_layers=2,
+        laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+    model = transformers.Gemma3nForCausalLM(config).eval()
+    with pytest.raises(ValueError, match="read keys and values of earlier ones"):
+        Pipeline.trace(model, {"input_ids": torch.full((1, 5), 7)})

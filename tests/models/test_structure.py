@@ -236,3 +236,33 @@ def test_norms_over_all_units_are_refused() -> None:
     model.decoder.layers[0].ffn_layernorm = nn.LayerNorm(NEURONS)
     with pytest.raises(ValueError, match="ffn_layernorm normalises over all feed-forward neurons together"):
         find_neurons(model)
+
+
+def test_matrices_of_a_known_name_in_another_order_are_no_heads() -> None:
+    """GPT-BigCode's are head by head, or one key and value for all; ConvBERT's output reads a convolution too."""
+    bigcode: dict[str, Any] = {
+        "vocab_size": 20,
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 4,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    for multi_query in (True, False):
+        config = transformers.GPTBigCodeConfig(**bigcode, multi_query=multi_query)
+        with pytest.raises(ValueError, match="No attention heads of a known layout in GPTBigCodeModel"):
+            find_heads(transformers.GPTBigCodeModel(config))
+    convbert: dict[str, Any] = {"vocab_size": 20, "embedding_size": 16, **BASE}
+    with pytest.raises(ValueError, match="No attention heads of a known layout in ConvBertModel"):
+        find_heads(transformers.ConvBertModel(transformers.ConvBertConfig(**convbert)))
+
+
+def test_layers_that_share_their_matrices_have_one_tie() -> None:
+    model: Any = build("bert")
+    first, second = (layer.intermediate.dense for layer in model.encoder.layer)
+    second.weight = first.weight
+    with pytest.raises(ValueError, match=r"layer\.1 shares some of its matrices with encoder\.layer\.0, and not all"):
+        find_neurons(model)
+    model.encoder.layer[1].output.dense.weight = model.encoder.layer[0].output.dense.weight
+    (tie,) = find_neurons(model)
+    assert tie.name == "encoder.layer.0"
