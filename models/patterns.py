@@ -44,7 +44,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Pattern:
-    """A mask's shape (outputs, inputs), its density, and its spread by rows, columns and, where it has some, heads."""
+    """A mask's shape (outputs, inputs), its density, and its spread by rows, columns and, where it has some, heads.
+
+    transposed: whether it is stored the other way round, as Conv1D stores its weight.
+    """
 
     name: str
     shape: tuple[int, int]
@@ -52,6 +55,7 @@ class Pattern:
     rows: Spread
     columns: Spread
     heads: Spread | None = None
+    transposed: bool = False
 
 
 def measure_spread(mask: Tensor, groups: Groups) -> Spread:
@@ -119,6 +123,7 @@ def find_patterns(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Pattern
                 measure_spread(matrix, Rows()),
                 measure_spread(matrix, Columns()),
                 None if groups is None else measure_spread(matrix, groups),
+                transposed[name],
             )
         )
     return patterns

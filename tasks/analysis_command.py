@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -54,7 +55,7 @@ class Analysis:
         run = RunDirectory(self.run)
         if not run.finished:
             raise ValueError(f"{self.run} is no finished run (no metrics.json); give a folder of argprune prune.")
-        if all(bool(mask.all()) for mask in load_file(self.run / MASKS).values()):
+        if all(bool(mask.all()) for mask in _read_masks(self.run).values()):
             raise ValueError(f"{self.run} pruned nothing; give a run whose masks are of something.")
         if is_low_rank(self.run / MODEL):
             raise ValueError(f"{self.run} is a low-rank run: it drops components, which have no place in a matrix.")
@@ -64,8 +65,9 @@ class Analysis:
             raise ImportError("A picture needs matplotlib: pip install 'argprune[report]', or give --picture none.")
         if os.path.exists(self.output) and not os.path.isdir(self.output):
             raise ValueError(f"Output {self.output} is a file; give a folder.")
-        if os.path.exists(self.output / NUMBERS) and not self.overwrite:
-            raise ValueError(f"Output {self.output} holds an analysis; give --overwrite to replace it.")
+        for name in (NUMBERS, PICTURE.format(suffix=self.picture)):
+            if os.path.exists(self.output / name) and not self.overwrite:
+                raise ValueError(f"Output {self.output} holds {name}; give --overwrite to replace it.")
 
 
 def analysis_command(analysis: Analysis, *, quiet: bool = False) -> int:
@@ -74,7 +76,7 @@ def analysis_command(analysis: Analysis, *, quiet: bool = False) -> int:
     make_folder(analysis.output, analysis.output)
     logging.disable_progress_bar()
     metrics = RunDirectory(analysis.run).metrics()
-    masks = load_file(analysis.run / MASKS)
+    masks = _read_masks(analysis.run)
     model = _load(str(analysis.run / MODEL), metrics)
     patterns = find_patterns(model, masks)
     overlap = _overlap(model, metrics)
@@ -94,6 +96,13 @@ def analysis_command(analysis: Analysis, *, quiet: bool = False) -> int:
         _print(patterns, overlap)
         print(f"Folder: {analysis.output}")
     return 0
+
+
+def _read_masks(run: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(run / MASKS)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{run / MASKS} cannot be read: {error}") from error
 
 
 def _load(name: str, metrics: Mapping[str, Any]) -> PreTrainedModel:
@@ -133,8 +142,7 @@ def draw(patterns: Sequence[Pattern], masks: Mapping[str, Tensor], file: Path, m
     places = find_places([pattern.name for pattern in patterns])
     kinds = list(dict.fromkeys(place.kind for place in places))
     layers = list(dict.fromkeys(place.layer for place in places))
-    # A mask of Conv1D is stored the other way round; where it is square it is shown as it is stored.
-    maps = [density_map(m if m.shape == p.shape else m.t()).numpy() for p, m in ((p, masks[p.name]) for p in patterns)]
+    maps = [density_map(m.t() if p.transposed else m).numpy() for p, m in ((p, masks[p.name]) for p in patterns)]
     style: Any = {"svg.hashsalt": "argprune", "svg.fonttype": "none", "font.family": "sans-serif"}
     with matplotlib.rc_context(style):
         size = 1.5 * len(kinds) + 1, 1.6 * len(layers) + 0.6
@@ -194,7 +202,7 @@ def _print(patterns: Sequence[Pattern], overlap: Mapping[str, Any]) -> None:
     table = Table(title="dispersion: 1 for a random mask of equal density; empty: by chance in brackets")
     for heading in ("layer", "matrix", "zeros", "rows", "columns", "heads", "empty rows", "empty columns"):
         is_name = heading in ("layer", "matrix")
-        table.add_column(heading, justify="left" if heading == "matrix" else "right", no_wrap=is_name)
+        table.add_column(heading, justify="left" if heading == "matrix" else "right", no_wrap=is_name, overflow="fold")
     for pattern, place in zip(patterns, find_places([pattern.name for pattern in patterns]), strict=True):
         table.add_row(
             place.layer,

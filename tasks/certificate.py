@@ -1,4 +1,6 @@
-"""The proof that comes with a run: its saved model is zero exactly where its masks say, to the asked sparsity.
+"""The proof that comes with a run: its saved model is zero wherever its masks say, which is to the asked sparsity.
+
+What a mask keeps may be zero too, where a network or a fixed strength made it so: `nonzero` counts the rest.
 
 Of a low-rank run, which has no zeros: its saved factors are as few numbers as asked. Everything is counted in the
 files, so that anybody can check a run that somebody else made.

@@ -70,16 +70,23 @@ def prune(
     Raises ValueError for bad input, before any training and before any file changes; RunError where training fails.
     """
     options = {"model": model, "task": task, "method": method, "sparsity": sparsity, **settings}
-    checked = plan({**options, "dense": None if dense is None else str(dense)})
+    options["dense"] = None if dense is None else str(dense)
+    # First for what it says of bad values; types are looked at as a command line has them.
+    plan(options)
+    checked = plan(_typed(options))
     return execute(checked, Path(output), resume=resume, overwrite=overwrite, quiet=quiet)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise ValueError in one line unless the options of a run are good, as far as can be told without a model."""
+    plan(_typed(options))
+
+
+def _typed(options: Mapping[str, Any]) -> dict[str, Any]:
     # Imported here: which types the options have is known to the command line, above this package.
     from argprune.prune_command import typed
 
-    plan(typed(options))
+    return typed(options)
 
 
 def execute(planned: Plan, output: Path, *, resume: bool, overwrite: bool, quiet: bool) -> Run:

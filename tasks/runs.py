@@ -70,8 +70,12 @@ class RunDirectory:
         return all(name == ".lock" or _TEMPORARY.fullmatch(name) for name in os.listdir(self.path))
 
     def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json."""
-        return dict(json.loads((self.path / METRICS).read_text(encoding="utf-8")))
+        """The content of metrics.json. Raises ValueError where it cannot be read."""
+        file = self.path / METRICS
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
 
     @property
     def begun(self) -> bool:

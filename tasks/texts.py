@@ -145,9 +145,9 @@ class Classification:
 
         return DataCollatorWithPadding(tokenizer)
 
-    def reduce(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def reduce(self, logits: Any, labels: Tensor) -> Tensor:
         """The logits."""
-        return logits
+        return first_output(logits)
 
     def measure(self, prediction: Any) -> dict[str, float]:
         """`class_scores` of the class with the largest logit."""
@@ -189,13 +189,19 @@ class Regression:
 
         return DataCollatorWithPadding(tokenizer)
 
-    def reduce(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def reduce(self, logits: Any, labels: Tensor) -> Tensor:
         """The number, (rows,)."""
-        return logits.squeeze(-1)
+        return first_output(logits).squeeze(-1)
 
     def measure(self, prediction: Any) -> dict[str, float]:
         """Pearson and Spearman correlation, and their mean."""
         return correlations(prediction.predictions, prediction.label_ids)
+
+
+def first_output(outputs: Any) -> Tensor:
+    """What a model predicts, which some give with their states behind it: encoder-decoders do."""
+    first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return first
 
 
 def encode_rows(rows: Sequence[Row | Graded], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:

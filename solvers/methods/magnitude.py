@@ -95,6 +95,7 @@ class Magnitude(Method):
         self._ties = self._structure.ties(weights, self._given)
         self._begin, self._end = self._phases.steps(total_steps)
         self._schedule = CubicSparsity(self.sparsity, self._begin, self._end)
+        self._ended = False
 
     def before_step(self, step: int) -> None:
         """Keep pruned weights out of the optimizer's moments."""
@@ -104,6 +105,7 @@ class Magnitude(Method):
         """At an event, project; else keep the support."""
         if self._begin <= step <= self._end and ((step - self._begin) % self.every == 0 or step == self._end):
             self._support.fix(self._masks(self._schedule(step)))
+            self._ended = step == self._end
             if not self.nested and step < self._end:
                 self._support.release()
         else:
@@ -115,8 +117,8 @@ class Magnitude(Method):
         return tie_masks(self._weights, self._ties, select_groups(self._ties, sparsity, self.scope))
 
     def finish(self) -> dict[str, Tensor]:
-        """The masks of the last event."""
-        self._support.fix(list(self._support.masks().values()) or self._masks(self.sparsity))
+        """The masks of the last event, which takes place now where the loop ended before it."""
+        self._support.fix(list(self._support.masks().values()) if self._ended else self._masks(self.sparsity))
         return self._support.masks()
 
     @property
@@ -125,12 +127,13 @@ class Magnitude(Method):
         return None if self.structure == "elements" else count_tolerance(self._ties, self.sparsity, self.scope)
 
     def state_dict(self) -> State:
-        """The current masks."""
-        return self._support.state_dict()
+        """The current masks, and whether they are the last."""
+        return {**self._support.state_dict(), "ended": self._ended}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the masks."""
+        """Restore what `state_dict` saved."""
         self._support.load_state_dict(state)
+        self._ended = bool(state["ended"])
 
     def logs(self) -> dict[str, float]:
         """The sparsity from real zeros."""

@@ -9,6 +9,7 @@ Each method here names the solver of `argprune.solvers.admm` that it takes.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,10 +167,15 @@ class OneShot(Method):
     def _make_solver(self) -> Any:
         from argprune.solvers.admm.catalogue import SOLVERS
 
+        name, solver = type(self).__name__, SOLVERS[self.solver]
+        known = list(inspect.signature(solver).parameters)
+        unknown = sorted(set(self.options) - set(known))
+        if unknown:
+            raise ValueError(f"{name}: its solver has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
         try:
-            return SOLVERS[self.solver](**self.options)
+            return solver(**self.options)
         except TypeError as error:
-            raise ValueError(f"{type(self).__name__}: options {dict(self.options)}: {error}.") from error
+            raise ValueError(f"{name}: options {dict(self.options)}: a value is of another type ({error}).") from error
 
     def _make_support(self) -> Support:
         from argprune.solvers.admm.supports import NM, Grouped, Unstructured
@@ -185,7 +191,8 @@ class OneShot(Method):
         if sizes[2] == "x":
             return Grouped(Blocks(first, second), self.sparsity)
         support = NM(first, second)
-        if abs(self.sparsity - (1 - first / second)) > 1e-9:
+        # As far as six decimals say it.
+        if abs(self.sparsity - (1 - first / second)) > 1e-6:
             raise ValueError(
                 f"{type(self).__name__}: sparsity {self.sparsity} with pattern {self.pattern}, which prunes "
                 f"{1 - first / second:g}; give that."
@@ -201,12 +208,36 @@ class OneShotMagnitude(OneShot):
     solver: ClassVar[str] = "magnitude"
 
 
-@register("methods", "wanda", examples=[{"sparsity": 0.6}, {"sparsity": 0.5, "options": {"scope": "matrix"}}])
+@register("methods", "wanda", examples=[{"sparsity": 0.6}, {"sparsity": 0.5, "scope": "matrix"}])
 @dataclass
 class Wanda(OneShot):
-    """One-shot: keep the largest |w_ij| sqrt(mean x_j^2) of every row as they are (Sun et al. 2024)."""
+    """One-shot: keep the largest |w_ij| sqrt(mean x_j^2) of every row as they are (Sun et al. 2024).
+
+    scope: "row" as published, each row pruning its share, to the nearest whole number that makes the matrix's count
+    exact; "matrix" ranks over the matrix. Patterns rank as they say.
+    """
+
+    scope: Literal["matrix", "row"] = "row"
 
     solver: ClassVar[str] = "wanda"
+
+    def __post_init__(self) -> None:
+        if "scope" in self.options:
+            raise ValueError(f"Wanda: options {dict(self.options)}; scope is the method's own option.")
+        if self.pattern != "unstructured":
+            self.scope = "matrix"
+        super().__post_init__()
+
+    def _make_solver(self) -> Any:
+        from argprune.solvers.admm.scored import Wanda as Solver
+
+        return Solver(self.scope)
+
+    def _make_support(self) -> Support:
+        from argprune.solvers.admm.supports import Unstructured
+
+        # The rows' shares are the solver's.
+        return Unstructured(self.sparsity) if self.pattern == "unstructured" else super()._make_support()
 
 
 @register("methods", "sparsegpt", examples=[{"sparsity": 0.6}, {"sparsity": 0.5, "scope": "row"}])

@@ -12,6 +12,7 @@ for each step of the cool-down:  optimizer's step on f, restricted to the suppor
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ from argprune.solvers.prox.optimizer import Metric, ProximalOptimizer
 from argprune.solvers.prox.reweighting import LogReweighting
 from argprune.solvers.schedules import CubicSparsity, Phases
 from argprune.solvers.shards import totals
+
+# Of all entries, zeros beyond those asked for that are worth a warning.
+_TOO_MUCH = 0.01
 
 
 class Controller(Protocol):
@@ -149,6 +153,14 @@ class Penalised(Method):
         parameters = [weight.parameter.detach() for weight in self._weights]
         nonzero = sum(int(p.count_nonzero()) for p in parameters)
         self._prox_sparsity = zero_fraction(self._weights)
+        if self.strength is not None and self._prox_sparsity > self.sparsity + _TOO_MUCH:
+            warnings.warn(
+                f"strength {self.strength:g} made {self._prox_sparsity:.1%} of the entries zero, of which "
+                f"{self.sparsity:.1%} are asked for: which of them stay in the support is chosen by their place. "
+                "Give a smaller strength, or none, and it is found.",
+                UserWarning,
+                stacklevel=2,
+            )
         self._support.fix(self._final_masks())
         [removed] = totals(self._weights, [nonzero - sum(int(p.count_nonzero()) for p in parameters)])
         self._top_up = int(removed)

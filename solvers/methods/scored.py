@@ -159,11 +159,7 @@ class Scored(Method):
             for cost, kept in zip(self._costs, self._support.masks().values(), strict=False):
                 cost.masked_fill_(~kept, torch.inf)
         sizes = [weight.numel for weight in self._weights]
-        sparsity = self._schedule(step)
-        if self.scope == "global":
-            counts = [keep_count(sum(sizes), sparsity)]
-        else:
-            counts = [keep_count(size, sparsity) for size in sizes]
+        counts = self._counts_at(self._schedule(step))
         group = group_of(self._weights)
         if group is None:
             solution = solve(Selection(self._costs, counts[0] if self.scope == "global" else counts))
@@ -176,6 +172,11 @@ class Scored(Method):
         if self.masks == "soft" and step < self._end:
             self._support.release()
 
+    def _counts_at(self, sparsity: float) -> list[int]:
+        """Entries to keep, of all weights together or of each."""
+        sizes = [weight.numel for weight in self._weights]
+        return [keep_count(size, sparsity) for size in ([sum(sizes)] if self.scope == "global" else sizes)]
+
     def _select_of_shards(
         self, counts: Sequence[int], sizes: Sequence[int], group: ShardGroup
     ) -> tuple[Certificate, list[Tensor]]:
@@ -187,7 +188,13 @@ class Scored(Method):
         return Certificate.of_shards(self._costs, masks, sizes, self.scope == "matrix", group), masks
 
     def finish(self) -> dict[str, Tensor]:
-        """The masks of the last event."""
+        """The masks of the last event. Raises ValueError where it did not come: its scores are missing."""
+        total = sum(weight.numel for weight in self._weights)
+        if self._counters["masked"] != 1 - sum(self._counts_at(self.sparsity)) / total:
+            raise ValueError(
+                f"{type(self).__name__}: the last event, after step {self._end}, did not come; run all steps that "
+                "attach was told of."
+            )
         self._support.zero_weights()
         return self._support.masks()
 

@@ -75,7 +75,7 @@ class SparseBERT(Method):
     def attach(self, weights: Sequence[Weight], total_steps: int) -> None:
         """Take the weights and lay out the schedule."""
         self._weights, self._support = weights, Support(weights)
-        self._total, self._events, self._ties = total_steps, 0, 0
+        self._total, self._events, self._ties, self._reached = total_steps, 0, 0, 0.0
         self._begin, self._end = self._phases.steps(total_steps)
         self._schedule = CubicSparsity(self.sparsity, self._begin, self._end)
         self._every = max(1, round((self._end - self._begin + 1) / self.events))
@@ -105,7 +105,7 @@ class SparseBERT(Method):
         return self.sparsity * (1 - (1 - (steps // every) / (self._total // every)) ** 3)
 
     def _shrink(self, sparsity: float) -> None:
-        self._events += 1
+        self._events, self._reached = self._events + 1, sparsity
         scores = [weight.parameter.detach().abs() for weight in self._weights]
         for score, kept in zip(scores, self._support.masks().values(), strict=False):
             # Below zero: what was pruned comes after what was kept, a kept zero included.
@@ -119,8 +119,8 @@ class SparseBERT(Method):
         self._support.fix(masks)
 
     def finish(self) -> dict[str, Tensor]:
-        """The masks of the last event; the released schedule, and runs of a few steps, may have stopped short of it."""
-        if not self._support or self.literal:
+        """The masks of the last event, which the released schedule, and loops that end early, may have left out."""
+        if not self._support or self._reached < self.sparsity or self.literal:
             self._shrink(self.sparsity)
         else:
             self._support.zero_weights()
@@ -132,13 +132,13 @@ class SparseBERT(Method):
         return float(len(self._weights) + self._ties) if self.literal else None
 
     def state_dict(self) -> State:
-        """The current masks, and the number of events."""
-        return {**self._support.state_dict(), "events": self._events}
+        """The current masks, the number of events, and the sparsity of the last."""
+        return {**self._support.state_dict(), "events": self._events, "reached": self._reached}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self._support.load_state_dict(state)
-        self._events = int(state["events"])
+        self._events, self._reached = int(state["events"]), float(state["reached"])
 
     def logs(self) -> dict[str, float]:
         """The sparsity from real zeros."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -50,12 +51,15 @@ class ProximalOptimizer(Optimizer):
         strength: Strength = 1.0,
         fused: bool = False,
     ) -> None:
-        # Optimizer.__init__ is not called: parameters, state and hooks stay those of the wrapped optimizer.
+        # Optimizer.__init__ is not called: parameters and state stay those of the wrapped optimizer.
         if metric not in get_args(Metric):
             raise ValueError(f"metric {metric!r}; choose one of {', '.join(get_args(Metric))}.")
         if (metric == "constant") != (step is not None) or (step is not None and not step > 0):
             raise ValueError(f"step {step} with metric {metric!r}; 'constant' needs a step > 0, the others take none.")
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(f"optimizer {optimizer!r}; give one of torch's, around some parameters.")
         self.optimizer = optimizer
+        self._share_hooks()
         self.metric = metric
         self.step_size = step
         self.weights = [w if isinstance(w, Weight) else Weight("", w) for w in weights]
@@ -64,7 +68,10 @@ class ProximalOptimizer(Optimizer):
             if id(weight.parameter) not in groups:
                 shape = tuple(weight.parameter.shape)
                 raise ValueError(f"weight {weight.name or shape} is not a parameter of the {type(optimizer).__name__}.")
+        if len({id(weight.parameter) for weight in self.weights}) < len(self.weights):
+            raise ValueError(f"some of the {len(self.weights)} weights are the same parameter; give each once.")
         self._group_of = [groups[id(weight.parameter)] for weight in self.weights]
+        # A string is a sequence too, of things without a prox.
         self.regularizers = regularizer if isinstance(regularizer, Sequence) else [regularizer] * len(self.weights)
         self.strength = strength
         self.fused = fused
@@ -78,6 +85,9 @@ class ProximalOptimizer(Optimizer):
     def regularizers(self, regularizers: Sequence[Regularizer]) -> None:
         if len(regularizers) != len(self.weights):
             raise ValueError(f"{len(regularizers)} regularizers for {len(self.weights)} weights; give one each.")
+        wrong = [regularizer for regularizer in regularizers if not callable(getattr(regularizer, "prox", None))]
+        if wrong:
+            raise ValueError(f"regularizer {wrong[0]!r} has no prox; give one that has, such as L1(0.1).")
         self._regularizers = list(regularizers)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
@@ -240,6 +250,23 @@ class ProximalOptimizer(Optimizer):
         return second, 1 - float(group["betas"][1]) ** float(state["step"]), group
 
     # What follows makes the wrapper stand in for the optimizer it wraps.
+
+    def _share_hooks(self) -> None:
+        """Hooks on the state are the wrapped optimizer's; those on steps are called around the step with its prox."""
+        for kind in ("state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post"):
+            name = f"_optimizer_{kind}_hooks"
+            setattr(self, name, getattr(self.optimizer, name))
+        self._optimizer_step_pre_hooks = OrderedDict()
+        self._optimizer_step_post_hooks = OrderedDict()
+        self._patch_step_function()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A learning rate schedule puts a step of its own on an optimizer; that of the copy is anew the class's.
+        return {name: value for name, value in vars(self).items() if name != "step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._patch_step_function()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]

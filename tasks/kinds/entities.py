@@ -16,7 +16,7 @@ from torch import Tensor
 
 from argprune.tasks.cache import cached
 from argprune.tasks.metrics import entity_scores, require
-from argprune.tasks.texts import check_splits
+from argprune.tasks.texts import check_splits, first_output
 
 OUTSIDE = "O"
 # What a loss passes over.
@@ -78,9 +78,9 @@ class Entities:
 
         return DataCollatorForTokenClassification(tokenizer)
 
-    def reduce(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def reduce(self, logits: Any, labels: Tensor) -> Tensor:
         """The likeliest tag of every piece."""
-        return logits.argmax(-1)
+        return first_output(logits).argmax(-1)
 
     def measure(self, prediction: Any) -> dict[str, float]:
         """Precision, recall and F1 of entities, and the share of words whose tag is right.

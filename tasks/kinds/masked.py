@@ -70,7 +70,7 @@ class MaskedLanguage:
         return Hiding(tokenizer, self.share)
 
     @torch.no_grad()
-    def reduce(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def reduce(self, logits: Any, labels: Tensor) -> Tensor:
         """Of each text: the sum of the hidden tokens' negative log-likelihoods, their number, those told: (rows, 3)."""
         losses = torch.nn.functional.cross_entropy(
             logits.float().transpose(1, 2), labels, ignore_index=_IGNORED, reduction="none"

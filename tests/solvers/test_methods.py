@@ -13,7 +13,19 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from argprune.solvers.admm import Moments
 from argprune.solvers.groups import Weight
-from argprune.solvers.methods import RPP, Dense, LowRank, Magnitude, Method, OneShot, Outputs, Prediction
+from argprune.solvers.methods import (
+    PINS,
+    RPP,
+    Dense,
+    LowRank,
+    Magnitude,
+    Method,
+    Movement,
+    OneShot,
+    Outputs,
+    Prediction,
+    SparseBERT,
+)
 from argprune.solvers.methods.base import keep_count, magnitude_masks, zero_fraction
 from argprune.solvers.prox import ProximalOptimizer, WeightedL1
 from argprune.solvers.registry import registered
@@ -215,6 +227,22 @@ def test_the_network_learns(cls: Any, kwargs: dict[str, Any]) -> None:
         pass
     # Of the two matrices; entries start at a standard deviation of 1/3.
     assert all(float((p.detach() - old).abs().max()) > 0.1 for p, old in zip(run.parameters[:2], before, strict=False))
+
+
+@pytest.mark.parametrize("cls", [Magnitude, SparseBERT, RPP, Movement])
+def test_a_loop_that_ends_early_ends_at_the_sparsity(cls: Any) -> None:
+    run = Run(cls(0.6))
+    assert len(list(run.steps(0, TOTAL // 4))) == TOTAL // 4
+    masks = run.finish()
+    assert sum(run.zeros()) == 90
+    assert sum(int(mask.sum()) for mask in masks.values()) == 60
+
+
+def test_without_the_scores_of_its_last_event_a_criterion_cannot_end() -> None:
+    run = Run(PINS(0.6))
+    assert len(list(run.steps(0, TOTAL // 4))) == TOTAL // 4
+    with pytest.raises(ValueError, match="PINS: the last event, after step 23, did not come; run all steps"):
+        run.finish()
 
 
 def test_keep_count_rounds_the_zeros() -> None:
@@ -426,6 +454,11 @@ def test_rpp_reports_what_a_weak_strength_left_to_magnitude() -> None:
     run = finished(method)
     assert run.zeros() == [48, 42]
     assert method.report() == {"prox_sparsity": 0.0, "top_up": 90}
+
+
+def test_rpp_warns_of_a_strength_that_leaves_nothing_to_choose_from() -> None:
+    with pytest.warns(UserWarning, match=r"strength 10 made 99\.3% of the entries zero, .* 60\.0% are asked"):
+        finished(RPP(0.6, strength=10.0))
 
 
 def test_rpp_reweights_at_its_steps_only() -> None:

@@ -396,3 +396,37 @@ def test_metric_needs_second_moments_of_every_entry(name: str) -> None:
     w.grad = torch.ones_like(w)
     with pytest.raises(ValueError, match=f"{type(inner).__name__} has none; choose 'decoupled'"):
         optimizer.step()
+
+
+def test_hooks_and_copies_are_those_of_an_optimizer() -> None:
+    w = torch.nn.Parameter(torch.tensor([1.0, -0.2]))
+    optimizer = ProximalOptimizer(SGD([w], lr=0.1), [w], L1(1.0))
+    seen: list[Any] = []
+    optimizer.register_step_post_hook(lambda one, *_: seen.append(one))
+    optimizer.register_state_dict_post_hook(lambda _, state: state.update(hooked=True))
+    w.grad = torch.zeros(2)
+    # A schedule puts a step of its own on the optimizer, which the copy must not keep.
+    LambdaLR(optimizer, lambda _: 1.0)
+    optimizer.step()
+    assert seen == [optimizer]
+    assert optimizer.state_dict()["hooked"]
+    torch.testing.assert_close(w.detach(), torch.tensor([0.9, -0.1]))
+    other = copy.deepcopy(optimizer)
+    [copied] = [weight.parameter for weight in other.weights]
+    assert copied is other.param_groups[0]["params"][0] is not w
+    copied.grad = torch.zeros(2)
+    other.step()
+    torch.testing.assert_close(copied.detach(), torch.tensor([0.8, 0.0]))
+    torch.testing.assert_close(w.detach(), torch.tensor([0.9, -0.1]))
+
+
+def test_what_cannot_be_wrapped() -> None:
+    w = torch.nn.Parameter(torch.ones(2))
+    inner, wrap = SGD([w], lr=0.1), ProximalOptimizer
+    with pytest.raises(ValueError, match="some of the 2 weights are the same parameter"):
+        wrap(inner, [w, w], L1(1.0))
+    for regularizer in ("1", None, [None]):
+        with pytest.raises(ValueError, match="has no prox; give one that has, such as L1"):
+            wrap(inner, [w], regularizer)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="optimizer None; give one of torch's"):
+        wrap(None, [w], L1(1.0))  # type: ignore[arg-type]

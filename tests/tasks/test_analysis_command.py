@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from torch import Tensor
+from transformers import GPT2Config, GPT2Model, T5Config, T5ForConditionalGeneration
 
 from argprune.cli import main
 from argprune.models import find_weights
-from argprune.models.patterns import find_patterns
+from argprune.models.patterns import density_map, find_patterns
 from argprune.tasks import analysis_command
 from argprune.tasks.analysis_command import Place, draw, find_places
 
@@ -96,10 +98,46 @@ def test_refusals(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert not output.exists()
     assert main(["analyse", str(runs / "heads"), "--output", str(output), "--picture", "none", "-q"]) == 0
     assert [file.name for file in output.iterdir()] == ["patterns.json"]
-    assert "holds an analysis; give --overwrite" in refused(runs / "heads")
+    assert "holds patterns.json; give --overwrite" in refused(runs / "heads")
     assert (
         main(["analyse", str(runs / "heads"), "--output", str(output), "--picture", "none", "-q", "--overwrite"]) == 0
     )
+
+
+def test_what_is_there_is_kept_and_what_cannot_be_read_is_named(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "patterns.svg").write_text("mine")
+    assert main(["analyse", str(runs / "heads"), "--output", str(tmp_path)]) == 2
+    assert "holds patterns.svg; give --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "patterns.svg").read_text() == "mine"
+    for name in ("masks.safetensors", "metrics.json"):
+        broken = tmp_path / name.split(".")[0]
+        shutil.copytree(runs / "heads", broken)
+        (broken / name).write_text("{")
+        assert main(["analyse", str(broken), "--output", str(tmp_path / "new")]) == 2
+        assert f"{broken / name} cannot be read: " in capsys.readouterr().err
+
+
+def test_square_matrices_of_conv1d_are_drawn_with_outputs_as_rows(tmp_path: Path) -> None:
+    model = GPT2Model(GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    masks = {weight.name: torch.ones_like(weight.parameter, dtype=torch.bool) for weight in find_weights(model)}
+    [name] = [name for name in masks if "attn.c_proj" in name]
+    # Stored (inputs, outputs): the first four outputs.
+    masks[name][:, :4] = False
+    drawn: dict[str, Tensor] = {}
+
+    def spy(mask: Tensor) -> Tensor:
+        drawn[str(len(drawn))] = mask
+        return density_map(mask)
+
+    patterns = find_patterns(model, masks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis_command, "density_map", spy)
+        draw(patterns, masks, tmp_path / "p.svg", {"method": "rpp", "sparsity": {"encoder": 0.5}})
+    shown = list(drawn.values())[[pattern.name for pattern in patterns].index(name)]
+    assert not shown[:4].any()
+    assert shown[4:].all()
 
 
 @pytest.mark.parametrize("place", ["file/out", "file/deeper/out", "long" * 100])

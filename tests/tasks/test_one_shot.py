@@ -184,6 +184,28 @@ def test_a_killed_run_is_done_again(
     assert len((resumed.path / "log.jsonl").read_text().splitlines()) == MATRICES
 
 
+def test_patterns_of_a_sparsity_that_is_no_short_decimal(job: dict[str, Any], dense: Path, tmp_path: Path) -> None:
+    run = prune(**job, method={"name": "wanda", "pattern": "1:16"}, sparsity=0.9375, dense=dense, output=tmp_path / "a")
+    assert run.metrics["sparsity"]["encoder"] == 0.9375
+    # Of seven, two: 5 / 7 in six decimals. No matrix here has columns by sevens, which is looked at after.
+    with pytest.raises(ValueError, match="NM: 7 does not divide"):
+        prune(**job, method={"name": "wanda", "pattern": "2:7"}, sparsity=0.714286, dense=dense, output=tmp_path / "b")
+
+
+def test_wanda_ranks_within_rows_or_over_a_matrix(job: dict[str, Any], dense: Path, tmp_path: Path) -> None:
+    spread = {}
+    for scope in ("row", "matrix"):
+        output = tmp_path / scope
+        run = prune(**job, method={"name": "wanda", "scope": scope}, sparsity=0.5, dense=dense, output=output)
+        assert run.metrics["config"]["method"]["scope"] == scope
+        assert run.metrics["sparsity"]["encoder"] == 0.5
+        spread[scope] = max(int(mask.sum(1).max() - mask.sum(1).min()) for mask in run.masks().values())
+    assert spread["row"] <= 1 < spread["matrix"]
+    method = {"name": "wanda", "options": {"scope": "row"}}
+    with pytest.raises(ValueError, match=r"Wanda: options .*; scope is the method's own option"):
+        prune(**job, method=method, sparsity=0.5, dense=dense, output=tmp_path / "no")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -195,9 +217,12 @@ def test_a_killed_run_is_done_again(
             "sparsity 0.6 with pattern 2:4, which prunes",
         ),
         ({"method": {"name": "wanda", "pattern": "2:5"}, "sparsity": 0.6}, "query.weight: NM: 5 does not divide"),
-        ({"method": {"name": "wanda", "pattern": "rows", "scope": "row"}}, "scope 'row' with pattern 'rows'"),
+        ({"method": {"name": "alps", "pattern": "rows", "scope": "row"}}, "scope 'row' with pattern 'rows'"),
         ({"method": {"name": "sparsegpt", "options": {"damping": -1}}}, "damping -1"),
-        ({"method": {"name": "sparsegpt", "options": {"colour": 1}}}, "SparseGPT: options .*colour"),
+        (
+            {"method": {"name": "sparsegpt", "options": {"colour": 1}}},
+            "no option 'colour'; it has damping, block",
+        ),
         ({"method": {"name": "alps", "order": "row"}}, "ALPS: order 'row'; choose 'block' or 'layer'"),
         ({"method": {"name": "alps", "target": "x"}}, "ALPS: target 'x'; choose 'weight' or 'dense'"),
         ({"method": {"name": "alps", "refit_damping": -1.0}}, "refit_damping -1.0; it must be finite and >= 0"),

@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5Model
 
 from argprune import prune
 from argprune.models import find_weights, load_model, load_tokenizer
@@ -361,6 +362,11 @@ def test_a_run_in_use_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
         ({"precision": "fp8"}, "precision 'fp8'"),
         ({"include": ["*.nothing"]}, "No weight matches '\\*.nothing'"),
         ({"dense": "dense-of-another-seed"}, "has seed 0, this run 5"),
+        ({"biases": "maybe"}, "biases"),
+        ({"batch_size": 8.5}, "batch_size"),
+        ({"log_every": 1.5}, "log_every"),
+        ({"seed": 1.5}, "seed"),
+        ({"method": {"name": "magnitude", "every": 2.5}}, "every"),
     ],
 )
 def test_bad_input_fails_before_anything_is_written(
@@ -409,3 +415,34 @@ def test_a_support_is_transferred_to_another_run(job: dict[str, Any], dense: Pat
         prune(**again, sparsity=0.5, output=tmp_path / "third")
     # Not even the reference, which this run would have trained first.
     assert not (tmp_path / "third").exists()
+
+
+def test_models_that_give_their_states_beside_the_logits(job: dict[str, Any], tiny_model: str, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "output_hidden_states": True}))
+    outputs = []
+    for name, model in (("plain", tiny_model), ("states", str(tmp_path / "model"))):
+        options = {**job, "model": model, "max_steps": 3, "method": "dense"}
+        outputs.append(prune(**options, output=tmp_path / name).metrics["pruned"]["test"])
+    assert outputs[0] == outputs[1]
+
+
+def test_encoder_decoders_classify(job: dict[str, Any], tiny_model: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+        # T5 reads a text's class off its end.
+        eos_token_id=tokenizer.sep_token_id,
+    )
+    config.decoder_start_token_id = 0
+    T5Model(config).save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    options = {**job, "model": str(tmp_path / "t5"), "max_steps": 3, "method": "magnitude", "sparsity": 0.5}
+    assert prune(**options, output=tmp_path / "run").metrics["sparsity"]["encoder"] == 0.5
