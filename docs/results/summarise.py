@@ -181,7 +181,8 @@ def when_to_prune() -> None:
         elif row["method"] != "dense":
             print_way("after fine-tuning", f"{row['method']} + distillation", row)
     for row in finished("sparsebert.csv"):
-        if (row["task"], row["seed"], row["option.learning_rate"]) == ("stdlib-docs", "0", "0.001"):
+        place = [row[key] for key in ("task", "seed", "option.learning_rate", "sparsity_target", "steps")]
+        if place == ["stdlib-docs", "0", "0.001", "0.95", "384"]:
             taught = row["option.distill.cache"]
             if row["method"] == "sparsebert":
                 print_way("while fine-tuning", "sparsebert", row)
