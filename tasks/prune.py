@@ -71,8 +71,12 @@ def prune(
     """
     options = {"model": model, "task": task, "method": method, "sparsity": sparsity, **settings}
     options["dense"] = None if dense is None else str(dense)
-    # First for what it says of bad values; types are looked at as a command line has them.
-    plan(options)
+    try:
+        # For what it says of bad values.
+        plan(options)
+    except ValueError as error:
+        if not isinstance(error.__cause__, TypeError):
+            raise
     checked = plan(_typed(options))
     return execute(checked, Path(output), resume=resume, overwrite=overwrite, quiet=quiet)
 

@@ -367,6 +367,7 @@ def test_a_run_in_use_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
         ({"log_every": 1.5}, "log_every"),
         ({"seed": 1.5}, "seed"),
         ({"method": {"name": "magnitude", "every": 2.5}}, "every"),
+        ({"method": {"name": "rpp", "eps_rw": "a"}}, "eps_rw: 'a'"),
     ],
 )
 def test_bad_input_fails_before_anything_is_written(
